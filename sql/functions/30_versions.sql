@@ -1,0 +1,102 @@
+-- Pipelines and their versions: who is live, and what a new version starts with.
+
+-- A worker says what it can run. Creates pipeline and version where they are new; a known name with another fingerprint is refused.
+-- The first version of a pipeline becomes live and covers what raw already holds; with p_promote = 'on_start' a later new one
+-- takes over the live pointer, with 'manual' it stays a candidate.
+create or replace function tailrace.register_version(
+  p_pipeline text, p_name text, p_fingerprint text, p_spec jsonb, p_slice_size int, p_wants text[], p_promote text, p_actor text)
+returns table (version_id int, state text, created boolean, live text) language plpgsql
+security definer set search_path = tailrace, pg_temp as $$
+#variable_conflict use_column
+declare
+  v_pipeline pipelines;
+  v_version versions;
+begin
+  insert into pipelines (name) values (p_pipeline) on conflict (name) do nothing;
+  select * into v_version from versions where pipeline_id = (select id from pipelines where name = p_pipeline) and name = p_name;
+  if not found then
+    perform pg_advisory_xact_lock(7411, 0);  -- no page is half written: it saw either no or the whole new version
+    select * into v_pipeline from pipelines where name = p_pipeline for update;
+    select * into v_version from versions where pipeline_id = v_pipeline.id and name = p_name;
+  end if;
+  if v_version.id is not null and v_version.fingerprint <> p_fingerprint then
+    raise exception 'version % of pipeline % exists with another fingerprint', p_name, p_pipeline
+      using errcode = 'TR010', detail = jsonb_build_object('stored', v_version.spec, 'given', p_spec)::text,
+            hint = 'give the changed processor a new version name, or leave the name out to have one derived';
+  end if;
+  created := v_version.id is null;
+  if created then
+    insert into versions (pipeline_id, name, fingerprint, spec, state, slice_size, wants)
+    values (v_pipeline.id, p_name, p_fingerprint, p_spec, 'candidate', p_slice_size, p_wants) returning * into v_version;
+    execute format('create table results_v%s partition of results for values in (%s)', v_version.id, v_version.id);
+    if v_pipeline.live_version_id is null then
+      perform swap_live(v_version.id, p_actor);
+      if exists (select from raw_records) then
+        insert into runs (kind, version_id, spec, position_to)
+        values ('cover', v_version.id, jsonb_build_object('lane', 2, 'wants', to_jsonb(p_wants)), (select max(id) from raw_records));
+      end if;
+    elsif p_promote = 'on_start' then
+      perform swap_live(v_version.id, p_actor);
+    end if;
+  elsif v_version.wants <> p_wants or v_version.slice_size <> p_slice_size then
+    update versions set wants = p_wants, slice_size = p_slice_size where id = v_version.id;
+  end if;
+  return query
+    select v.id, v.state, created, l.name from versions v join pipelines p on p.id = v.pipeline_id
+    left join versions l on l.id = p.live_version_id where v.id = v_version.id;
+end $$;
+
+-- candidate | shadow | retired -> live, live -> retired; open work of the old version that never ran goes along.
+create or replace function tailrace.swap_live(p_version int, p_actor text) returns int language plpgsql
+security definer set search_path = tailrace, pg_temp as $$
+declare
+  v_version versions;
+  v_old int;
+  v_moved int := 0;
+begin
+  perform pg_advisory_xact_lock(7411, 0);
+  select * into strict v_version from versions where id = p_version;
+  select live_version_id into v_old from pipelines where id = v_version.pipeline_id for update;
+  if v_old = p_version then
+    return 0;
+  end if;
+  update versions set state = 'retired' where id = v_old;
+  update versions set state = 'live' where id = p_version;
+  update pipelines set live_version_id = p_version where id = v_version.pipeline_id;
+  update live_history set live_until = clock() where pipeline_id = v_version.pipeline_id and live_until is null;
+  insert into live_history values (v_version.pipeline_id, p_version, clock(), null, p_actor);
+  if v_old is not null then
+    v_moved := move_open_work(v_old, p_version, false);
+  end if;
+  return v_moved;
+end $$;
+
+-- Unclaimed work of a retired version becomes work of its successor, where that one has neither work nor result for it.
+create or replace function tailrace.move_open_work(p_from int, p_to int, p_started boolean) returns int language plpgsql
+security definer set search_path = tailrace, pg_temp as $$
+declare v_moved int;
+begin
+  perform pg_advisory_xact_lock(7412, p_to);
+  with picked as (
+    select j.version_id, j.source_id, j.raw_id from jobs j
+    where j.version_id = p_from and j.state <> 'c' and j.rerun = 0 and (p_started or (j.attempt = 0 and j.crashes = 0))
+    for update skip locked),
+  taken as (
+    delete from jobs j using picked p
+    where j.version_id = p.version_id and j.source_id = p.source_id and j.raw_id = p.raw_id
+      and not exists (select from jobs o where o.version_id = p_to and o.source_id = j.source_id
+                      and o.raw_id <= j.raw_id_to and o.raw_id_to >= j.raw_id)
+      and not exists (select from raw_records r join results x on x.version_id = p_to and x.raw_id = r.id
+                      where r.source_id = j.source_id and r.id between j.raw_id and j.raw_id_to)
+    returning j.*)
+  insert into jobs select (jsonb_populate_record(null::jobs, to_jsonb(t) || jsonb_build_object('version_id', p_to))).* from taken t;
+  get diagnostics v_moved = row_count;
+  return v_moved;
+end $$;
+
+-- "I am here and can run this": for people and for `move_leftovers`; never used to decide whether a claim is alive.
+create or replace function tailrace.seen(p_name text, p_kind text, p_versions int[], p_gates text[], p_info jsonb) returns void language sql as $$
+  insert into tailrace.workers (name, kind, versions, gates, started_at, seen_at, info)
+  values (p_name, p_kind, p_versions, p_gates, tailrace.clock(), tailrace.clock(), p_info)
+  on conflict (name) do update set versions = excluded.versions, gates = excluded.gates, seen_at = excluded.seen_at, info = excluded.info;
+$$;

@@ -1,0 +1,94 @@
+-- What people, dashboards and metrics read. Slices stay invisible: job_status has one row per record and version.
+
+create or replace view tailrace.current_results as
+select distinct on (x.version_id, x.raw_id) x.* from tailrace.results x order by x.version_id, x.raw_id, x.rerun desc;
+
+create or replace view tailrace.job_status as
+select r.id as raw_id, s.name as source, r.external_id, r.revision, p.name as pipeline, v.name as version,
+       case j.state when 'c' then 'processing' else 'pending' end as status,
+       j.attempt, j.crashes, j.error -> -1 ->> 'message' as error, j.run_at, j.worker, j.claimed_at, j.lease_until, j.lane, j.rerun,
+       null::timestamptz as finished_at, v.id as version_id, r.source_id
+from tailrace.raw_records r
+cross join tailrace.versions v
+cross join lateral (
+  select * from tailrace.jobs j where j.version_id = v.id and j.source_id = r.source_id and j.raw_id <= r.id order by j.raw_id desc limit 1) j
+join tailrace.pipelines p on p.id = v.pipeline_id
+join tailrace.sources s on s.id = r.source_id
+where j.raw_id_to >= r.id
+union all
+select r.id, s.name, r.external_id, r.revision, p.name, v.name, x.status, null, null, x.error -> -1 ->> 'message', null, null, null, null, null, x.rerun,
+       x.finished_at, v.id, r.source_id
+from tailrace.results x
+join tailrace.raw_records r on r.id = x.raw_id
+join tailrace.versions v on v.id = x.version_id
+join tailrace.pipelines p on p.id = v.pipeline_id
+join tailrace.sources s on s.id = r.source_id
+where not exists (select from tailrace.results n where n.version_id = x.version_id and n.raw_id = x.raw_id and n.rerun > x.rerun)
+  and not exists (
+    select from (select j.raw_id_to from tailrace.jobs j where j.version_id = x.version_id and j.source_id = r.source_id and j.raw_id <= x.raw_id
+                 order by j.raw_id desc limit 1) o where o.raw_id_to >= x.raw_id);
+
+-- The newest decision of a person, else what the live version says.
+create or replace view tailrace.effective_results as
+select r.id as raw_id, p.id as pipeline_id, p.name as pipeline, x.version_id, x.status,
+       case when d.decision = 'edit' then d.value else x.output end as output,
+       x.confidence, x.needs_review, d.decision, d.reviewer, d.at as decided_at
+from tailrace.pipelines p
+join tailrace.current_results x on x.version_id = p.live_version_id
+join tailrace.raw_records r on r.id = x.raw_id
+left join lateral (select * from tailrace.reviews w where w.pipeline_id = p.id and w.raw_id = r.id order by w.id desc limit 1) d0 on true
+left join lateral (select d0.* where d0.decision <> 'undo') d on true;
+
+-- The one definition of what analytics may show: approved, edited-and-approved, or accepted by the pipeline itself.
+create or replace view tailrace.approved_results as
+select e.*, case when e.decision is null then 'auto' else e.decision end as approved_by
+from tailrace.effective_results e
+where e.status = 'ok' and (e.decision in ('approve', 'edit') or (e.decision is null and not e.needs_review));
+
+-- Age of the oldest record that is due, by the database's clock: the first thing to alert on. One index probe per source.
+create or replace view tailrace.queue_lag as
+select p.name as pipeline, v.name as version, l.lane,
+       coalesce(extract(epoch from tailrace.clock() - min(o.run_at)), 0)::float8 as seconds
+from tailrace.versions v
+join tailrace.pipelines p on p.id = v.pipeline_id
+cross join (values (0), (1), (2)) l(lane)
+left join lateral (
+  select j.run_at from tailrace.sources s
+  cross join lateral (select j.run_at from tailrace.jobs j
+    where j.version_id = v.id and j.lane = l.lane and j.source_id = s.id and j.state = 'r' order by j.raw_id limit 1) j
+  union all
+  select j.run_at from tailrace.jobs j where j.version_id = v.id and j.lane = l.lane and j.state = 's'
+  union all
+  select j.run_at from tailrace.jobs j where j.version_id = v.id and j.lane = l.lane and j.state = 'c'
+  union all
+  select min(j.run_at) from tailrace.jobs j where j.version_id = v.id and j.lane = l.lane and j.state = 'd' and j.run_at <= tailrace.clock()) o on true
+where v.state in ('live', 'shadow') or exists (select from tailrace.jobs j where j.version_id = v.id)
+group by p.name, v.name, l.lane;
+
+create or replace view tailrace.queue_depth as
+select p.name as pipeline, v.name as version, j.lane,
+       case j.state when 'r' then 'ready' when 's' then 'suspect' when 'c' then 'claimed' else 'delayed' end as state, sum(j.n_rows)::bigint as records
+from tailrace.jobs j join tailrace.versions v on v.id = j.version_id join tailrace.pipelines p on p.id = v.pipeline_id
+group by p.name, v.name, j.lane, j.state;
+
+-- Seconds since a source last brought something or was seen to have nothing more.
+create or replace view tailrace.source_lag as
+select s.name as source, s.active, extract(epoch from tailrace.clock() - coalesce(max(c.caught_up_at), s.created_at))::float8 as seconds,
+       coalesce(sum(c.records), 0)::bigint as records, max(c.updated_at) as last_append
+from tailrace.sources s left join tailrace.cursors c on c.source_id = s.id where s.active group by s.id;
+
+create or replace view tailrace.unrunnable as
+select p.name as pipeline, v.name as version, sum(j.n_rows)::bigint as records
+from tailrace.jobs j join tailrace.versions v on v.id = j.version_id join tailrace.pipelines p on p.id = v.pipeline_id
+where not exists (select from tailrace.workers w where v.id = any (w.versions) and w.seen_at > tailrace.clock() - interval '2 minutes')
+group by p.name, v.name;
+
+create or replace view tailrace.delivery_depth as
+select kind, state, count(*)::bigint as deliveries, coalesce(extract(epoch from tailrace.clock() - min(created_at)), 0)::float8 as oldest_seconds
+from tailrace.deliveries group by kind, state;
+
+create or replace view tailrace.xmin_holders as
+select 'backend' as holder, pid::text as name, age(backend_xmin) as xids, extract(epoch from tailrace.clock() - xact_start)::float8 as seconds
+from pg_stat_activity where backend_xmin is not null and pid <> pg_backend_pid()
+union all select 'slot', slot_name, greatest(age(xmin), age(catalog_xmin)), null from pg_replication_slots where xmin is not null or catalog_xmin is not null
+union all select 'prepared transaction', gid, age(transaction), extract(epoch from tailrace.clock() - prepared)::float8 from pg_prepared_xacts;

@@ -1,0 +1,1 @@
+"""The kernel that all programs share and that imports none of them."""

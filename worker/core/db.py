@@ -1,0 +1,142 @@
+"""asyncpg for the daemons: one pool per program, its role, its limits. Only SQL functions are called and views read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import tenacity
+
+from worker.core.errors import ClaimLost, Misconfigured, PositionMoved, Unavailable
+from worker.core.settings import DatabaseSettings
+
+AWAY = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.QueryCanceledError,
+    asyncpg.DiskFullError,
+    OSError,
+    TimeoutError,
+)
+_WRONG = (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+
+
+def shown(url: str) -> str:
+    """The address without its password, for messages."""
+    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
+
+
+async def connect_pool(url: str, settings: DatabaseSettings, program: str, role: str, size: int) -> asyncpg.Pool:
+    """A pool whose sessions run under `role`. Raises Misconfigured where waiting cannot help; waits while the server is away."""
+
+    async def prepare(connection: asyncpg.Connection) -> None:
+        if settings.pooler == "none" and settings.set_role:
+            await connection.execute(f"set role {role}")
+
+    extra: dict[str, Any] = {"application_name": f"tailrace {program}"}
+    if settings.pooler == "none":
+        extra |= {
+            "client_min_messages": "warning",
+            "idle_in_transaction_session_timeout": "60000",
+            "statement_timeout": str(int(settings.statement_timeout * 1000)),
+            "lock_timeout": "20000",
+            "jit": "off",
+        }
+    cached = {} if settings.pooler == "none" and settings.prepare else {"statement_cache_size": 0}
+
+    async for attempt in tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(AWAY),
+        wait=tenacity.wait_random_exponential(0.2, max=5),
+        stop=tenacity.stop_after_delay(settings.connect_seconds),
+        reraise=True,
+    ):
+        with attempt:
+            try:
+                return await asyncpg.create_pool(
+                    url,
+                    min_size=1,
+                    max_size=size,
+                    setup=None,
+                    init=prepare,
+                    reset=_keep if settings.pooler == "none" else None,
+                    server_settings=extra,
+                    command_timeout=settings.statement_timeout + 5,
+                    timeout=10,
+                    max_inactive_connection_lifetime=300,
+                    **cached,
+                )
+            except _WRONG as error:
+                raise Misconfigured(f"the database refuses {shown(url)}: {error}", "check DATABASE_URL: user, password and database name") from error
+            except (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError, asyncpg.UndefinedObjectError) as error:
+                raise Misconfigured(f"cannot work as {role}: {error}", "run `tailrace migrate` as the owner of the database") from error
+            except (ValueError, asyncpg.ClientConfigurationError) as error:
+                raise Misconfigured(f"DATABASE_URL is not usable: {error}", "write it as postgresql://user:password@host:5432/database") from error
+    raise AssertionError("unreachable")
+
+
+async def _keep(_connection: asyncpg.Connection) -> None:
+    """No reset query when a session returns to the pool: nothing of ours leaves state in it."""
+
+
+async def open_pool(url: str, settings: DatabaseSettings, program: str, role: str, size: int) -> asyncpg.Pool:
+    """connect_pool plus the check that the schema is there and is the one this program was written for."""
+    try:
+        pool = await connect_pool(url, settings, program, role, size)
+    except AWAY as error:
+        raise Unavailable(f"no database at {shown(url)}: {error!r}", "start it, or correct DATABASE_URL") from error
+    await check_schema(pool)
+    return pool
+
+
+async def check_schema(pool: asyncpg.Pool) -> None:
+    """Raises Misconfigured where the schema is missing, older or newer than this program."""
+    from worker.core.schema import latest_migration  # noqa: PLC0415  reads files; only needed here
+
+    try:
+        found = await pool.fetchval("select max(number) from tailrace.schema_migrations")
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError, asyncpg.InsufficientPrivilegeError) as error:
+        raise Misconfigured("this database has no tailrace schema", "run `tailrace migrate`") from error
+    wanted = latest_migration()
+    if found != wanted:
+        older = found is None or found < wanted
+        raise Misconfigured(
+            f"the database is at migration {found}, this program at {wanted}",
+            "run `tailrace migrate`" if older else "update this program: the database was migrated by a newer one",
+        )
+
+
+@contextlib.contextmanager
+def mapped() -> Any:
+    """Our own SQL error codes as our own errors; codes are listed in sql/README.md."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        hint = getattr(error, "hint", "") or ""
+        if error.sqlstate == "TR002":
+            raise ClaimLost(str(error), hint) from error
+        if error.sqlstate == "TR021":
+            raise PositionMoved(str(error), hint) from error
+        if error.sqlstate in ("TR010", "TR020"):
+            raise Misconfigured(str(error), hint) from error
+        raise
+
+
+@contextlib.asynccontextmanager
+async def listening(url: str, settings: DatabaseSettings, channel: str, bell: asyncio.Event) -> AsyncIterator[asyncpg.Connection]:
+    """A session that sets `bell` for each notification. The caller checks it by a round trip now and then: half-open sockets are silent."""
+    connection = await asyncpg.connect(url, timeout=10, command_timeout=10, server_settings={"application_name": "tailrace bell"})
+    try:
+        await connection.add_listener(channel, lambda *_: bell.set())
+        yield connection
+    finally:
+        connection.terminate()

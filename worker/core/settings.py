@@ -1,0 +1,180 @@
+"""Every setting, its default and its meaning, in one frozen object. Unknown names are refused with the nearest known one.
+
+Order: environment (`TAILRACE_SECTION__NAME`, `DATABASE_URL`) over the file named by `TAILRACE_CONFIG` (default `tailrace.toml`) over defaults.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from worker.core.config import Loaded, load
+from worker.core.errors import Misconfigured
+from worker.core.times import parse_seconds
+
+
+def _listed(value: Any) -> Any:
+    """A comma list or a JSON array as a list."""
+    if isinstance(value, str):
+        return json.loads(value) if value.strip().startswith("[") else [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
+Names = Annotated[list[str], BeforeValidator(_listed)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatabaseSettings(_Section):
+    """How the programs speak to Postgres."""
+
+    pool_size: int = Field(8, ge=2, description="connections per process")
+    pooler: Literal["none", "transaction"] = Field("none", description="`transaction` behind PgBouncer: no session state at all")
+    prepare: bool = Field(True, description="keep prepared statements")
+    set_role: bool = Field(True, description="work under tailrace_collector, tailrace_worker, ...; off where the login already is that role")
+    statement_timeout: Seconds = Field(60.0, description="no statement of a daemon runs longer")
+    connect_seconds: Seconds = Field(60.0, description="how long to wait for a server that is away at start")
+
+
+class LogSettings(_Section):
+    """Logs go to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity shown")
+    format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, JSON lines elsewhere")
+
+
+class CollectorSettings(_Section):
+    """source -> raw."""
+
+    host: str = Field("127.0.0.1", description="address of /healthz, /readyz, /metrics and of webhooks")
+    port: int = Field(9401, ge=0, le=65535, description="port of the same; 0 takes a free one")
+    page_records: int = Field(1000, ge=1, le=20000, description="most records written in one transaction")
+    page_bytes: int = Field(8_000_000, ge=1000, description="most bytes of payload written in one transaction")
+    poll_seconds: Seconds = Field(0.5, description="how often a quiet file or feed is looked at")
+    touch_seconds: Seconds = Field(15.0, description="how often `caught up` is written to the database")
+    bells_per_second: float = Field(200.0, ge=0, description="most wake-up calls to workers; 0: workers only poll")
+
+
+class WorkerSettings(_Section):
+    """raw -> job -> result -> effect -> delivery."""
+
+    host: str = Field("127.0.0.1", description="address of /healthz, /readyz and /metrics")
+    port: int = Field(9402, ge=0, le=65535, description="port of the same; 0 takes a free one")
+    oneshot: bool = Field(False, description="drain once and exit, as `worker drain`")
+    claim_records: int = Field(2000, ge=1, description="most records held at once for one version: what a crash runs twice at most")
+    lease_seconds: Seconds = Field(15.0, gt=0, description="a claim without heartbeat comes back after this")
+    beat_seconds: Seconds = Field(4.0, gt=0, description="heartbeat interval; at most a third of the lease")
+    settle_seconds: Seconds = Field(1.0, description="a long slice settles what is done this often")
+    poll_seconds: Seconds = Field(2.0, description="how often an idle worker looks for work without being called")
+    watch_seconds: Seconds = Field(1.0, description="interval of the watchdog")
+    grace_seconds: Seconds = Field(20.0, description="time to finish what runs after SIGTERM")
+    max_crashes: int = Field(5, ge=1, description="a record lost alone with its worker this often is buried")
+    max_jobs: int | None = Field(None, ge=1, description="stop after so many records (the process can then be replaced)")
+    name: str | None = Field(None, description="shown in jobs.worker; default host:pid")
+
+
+class SourceSpec(BaseModel):
+    """`[sources.NAME]`; further keys belong to the kind and are checked by it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str = Field(description="files, webhook, ...")
+    active: bool = Field(True, description="off: configured, but not read")
+    silence: Seconds | None = Field(None, description="expected silence: longer without news counts as lag")
+
+
+class PipelineSpec(_Section):
+    """`[pipelines.NAME]`."""
+
+    processor: str = Field(description="a processor in the box (rules, echo), `package.module`, `package.module:name` or a `.py` file")
+    version: str | None = Field(None, description="name of the version; left out, it is derived from the fingerprint")
+    sources: Names = Field(default_factory=lambda: ["*"], description="source names or globs that this pipeline wants")
+    promote: Literal["on_start", "manual"] = Field("on_start", description="whether a new version becomes live when a worker starts with it")
+    slice_size: int | None = Field(None, ge=1, le=100000, description="records per job; default: what the processor says")
+    concurrency: int | None = Field(None, ge=1, description="records (or batches) processed at once; default: what the processor says")
+    deadline: Seconds | None = Field(None, gt=0, description="longest time for one record or batch; default: what the processor says")
+    max_attempts: int = Field(8, ge=1, description="quick attempts, with growing pauses")
+    retry_base: Seconds = Field(1.0, description="first pause between attempts; doubles each time")
+    retry_after: Seconds = Field(14400.0, description="pause between attempts after the quick ones are used up")
+    retry_rounds: int = Field(3, ge=0, description="how many of these slow attempts before the record waits for `tailrace retry`")
+    options: dict[str, Any] = Field(default_factory=dict, description="passed to the processor, which checks them")
+
+
+class EffectSpec(BaseModel):
+    """`[effects.KIND]`; further keys belong to the sink and are checked by it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    open: bool = Field(False, description="the gate; set it by TAILRACE_EFFECTS__KIND=1")
+    sink: str = Field(description="jsonl, webhook or telegram")
+    policy: Literal["never_twice", "never_lost"] | None = Field(None, description="who decides when an outcome cannot be known; default: what the sink can")
+    rate: float | None = Field(None, gt=0, description="most deliveries a second, all processes together")
+    max_age: Seconds | None = Field(None, description="older records (by occurred_at) release nothing")
+    hold: Seconds = Field(0.0, description="a delivery waits this long, so that it can be cancelled")
+    max_attempts: int = Field(8, ge=1, description="tries before a delivery is given up as failed")
+
+
+class Settings(BaseSettings):
+    """The whole configuration of one process."""
+
+    model_config = {"extra": "forbid", "frozen": True}
+
+    database_url: SecretStr | None = Field(None, description="where Postgres is; unset: an embedded one in data_dir")
+    data_dir: Path = Field(default_factory=lambda: Path.home() / ".local/share/tailrace", description="folder of the embedded database")
+    enqueue: bool = Field(True, description="off: collect raw only, make no jobs")
+    pipeline_version: str | None = Field(None, description="run this version instead of the configured one")
+    database: DatabaseSettings = DatabaseSettings()
+    log: LogSettings = LogSettings()
+    collector: CollectorSettings = CollectorSettings()
+    worker: WorkerSettings = WorkerSettings()
+    sources: dict[str, SourceSpec] = Field(default_factory=dict)
+    pipelines: dict[str, PipelineSpec] = Field(default_factory=dict)
+    effects: dict[str, EffectSpec] = Field(default_factory=dict)
+
+    @field_validator("sources")
+    @classmethod
+    def _full_names(cls, sources: dict[str, SourceSpec]) -> dict[str, SourceSpec]:
+        """`[sources.inbox]` of kind files is the source `files:inbox`; a quoted name with a colon is taken as it is."""
+        return {name if ":" in name else f"{spec.kind}:{name}": spec for name, spec in sources.items()}
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_others: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+    @property
+    def open_gates(self) -> dict[str, EffectSpec]:
+        return {kind: spec for kind, spec in self.effects.items() if spec.open}
+
+
+def read(environ: dict[str, str] | None = None, cwd: Path | None = None) -> tuple[Settings, Loaded]:
+    """Settings and where each came from. Raises Misconfigured with what to change."""
+    loaded = load(Settings, environ, cwd)
+    try:
+        settings = Settings(**loaded.values)
+        beat, lease = settings.worker.beat_seconds, settings.worker.lease_seconds
+        if beat * 3 > lease:
+            raise Misconfigured(f"worker.beat_seconds = {beat:g} is more than a third of worker.lease_seconds = {lease:g}", "lower the one or raise the other")
+    except ValidationError as error:
+        raise Misconfigured(_explained(error, loaded), f"settings come from {loaded.path or 'the environment'}; `tailrace config` shows them all") from error
+    return settings, loaded
+
+
+def _explained(error: ValidationError, loaded: Loaded) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        origin = loaded.origin_of(where)
+        lines.append(f"setting {where}: {problem['msg']}" + (f" (from {origin})" if origin else ""))
+    return "; ".join(lines)
+
+
+def utcnow() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

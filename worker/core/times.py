@@ -1,0 +1,40 @@
+"""Times with a zone, spans in seconds: one parser for options, settings and query strings."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+
+from worker.core.errors import Misconfigured
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def parse_time(text: str) -> dt.datetime:
+    """An ISO 8601 time with zone, e.g. 2026-11-24T10:00:00Z. A naive time is refused: it means another moment elsewhere."""
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise Misconfigured(f"{text!r} is not an ISO 8601 time", "write it as 2026-11-24T10:00:00Z") from error
+    if moment.tzinfo is None:
+        raise Misconfigured(f"{text!r} has no time zone", f"add one: {text}Z, or {text}+02:00")
+    return moment
+
+
+def parse_window(since: str | None, until: str | None) -> tuple[dt.datetime | None, dt.datetime | None]:
+    """`since` inclusive, `until` exclusive; an empty or inverted window is refused."""
+    first = parse_time(since) if since else None
+    last = parse_time(until) if until else None
+    if first and last and first >= last:
+        raise Misconfigured(f"the window from {since} to {until} is empty", "--since must be before --until")
+    return first, last
+
+
+def parse_seconds(value: float | str) -> float:
+    """Seconds, or a number with ms, s, m, h, d or w: 90, "90s", "1.5h"."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?\s*", value)
+    if not match:
+        raise ValueError(f"{value!r} is not a span of time; write 90, '90s', '15m', '6h' or '2d'")
+    return float(match[1]) * _UNITS[match[2] or "s"]
