@@ -107,7 +107,8 @@ end $$;
 
 -- claimed -> done: results, effects, deliveries, retries and the removal of the job commit together, and only if every slice named
 -- is still held by its token. A slice with `next` keeps the rest (n rows from raw id `next` on) under the same claim.
--- Rows of results: ids with parallel arrays; an array that is null means its default for every row (ok, no output, ...).
+-- Arrays are parallel; sources and tokens of one element hold for every slice; counts that are null mean that every record is ok, ids
+-- that are null are the slices' own (one-row slices); a null array of results means its default for every row (ok, no output, ...).
 create or replace function tailrace.settle(
   p_version int, p_worker text, p_mode text, p_gates jsonb,
   p_sources int[], p_raws bigint[], p_tokens uuid[], p_nexts bigint[], p_lefts int[],
@@ -123,11 +124,12 @@ declare
   v_slices int;
   v_rows bigint;
   v_started timestamptz;
-  v_expected bigint := coalesce(cardinality(p_ids), 0) + coalesce(jsonb_array_length(p_retries), 0);
+  v_expected bigint := coalesce(cardinality(p_ids), cardinality(p_raws)) + coalesce(jsonb_array_length(p_retries), 0);
 begin
   released := 0; suppressed := 0; buried := 0;
   with named as (
-    select * from unnest(p_sources, p_raws, p_tokens, p_nexts, p_lefts, p_ok, p_skipped, p_failed, p_retried)
+    select coalesce(source_id, p_sources[1]) as source_id, raw_id, coalesce(token, p_tokens[1]) as token, next, remaining, ok, skipped, failed, retried
+    from unnest(p_sources, p_raws, p_tokens, p_nexts, p_lefts, p_ok, p_skipped, p_failed, p_retried)
       u(source_id, raw_id, token, next, remaining, ok, skipped, failed, retried)),
   gone as (
     delete from tailrace.jobs j using named u
@@ -143,8 +145,8 @@ begin
   both_ as (select * from gone union all select * from cut),
   logged as (
     insert into tailrace.settled (finished_at, version_id, source_id, lane, raw_id, raw_id_to, ok, skipped, failed, retried, due_at, claimed_at, token, worker)
-    select v_now, p_version, source_id, lane, min(raw_id), max(raw_id_to), sum(ok), sum(skipped), sum(failed), sum(retried),
-           min(run_at), min(claimed_at), min(token::text)::uuid, p_worker
+    select v_now, p_version, source_id, lane, min(raw_id), max(raw_id_to), sum(coalesce(ok, done)), sum(coalesce(skipped, 0)),
+           sum(coalesce(failed, 0)), sum(coalesce(retried, 0)), min(run_at), min(claimed_at), (array_agg(token))[1], p_worker
     from both_ group by source_id, lane)
   select count(*), coalesce(sum(done), 0), min(claimed_at) into v_slices, v_rows, v_started from both_;
 
@@ -159,12 +161,12 @@ begin
 
   if p_statuses is null and p_outputs is null and p_reruns is null and p_metas is null and p_confidences is null and p_started is null then
     insert into tailrace.results (version_id, raw_id, rerun, status, token, started_at, finished_at)
-    select p_version, i, 0::smallint, 'ok', p_tokens[1], v_started, v_now from unnest(p_ids) i;
+    select p_version, i, 0::smallint, 'ok', p_tokens[1], v_started, v_now from unnest(coalesce(p_ids, p_raws)) i;
   else
     insert into tailrace.results (version_id, raw_id, rerun, status, output, confidence, needs_review, error, meta, token, started_at, finished_at)
     select p_version, u.id, coalesce(u.rerun, 0::smallint), coalesce(u.status, 'ok'), u.output, u.confidence, coalesce(u.review, false), u.error, u.meta,
            p_tokens[1], coalesce(u.started, v_started), v_now
-    from unnest(p_ids, p_reruns, p_statuses, p_outputs, p_confidences, p_reviews, p_errors, p_metas, p_started)
+    from unnest(coalesce(p_ids, p_raws), p_reruns, p_statuses, p_outputs, p_confidences, p_reviews, p_errors, p_metas, p_started)
       u(id, rerun, status, output, confidence, review, error, meta, started);
   end if;
   if p_effects is not null then
@@ -308,4 +310,15 @@ create or replace function tailrace.pause_version(p_version int, p_seconds doubl
   insert into tailrace.quotas as q (name, breaker, open_until, reason, updated_at)
   values ('version:' || p_version, 'open', tailrace.clock() + make_interval(secs => p_seconds), p_reason, tailrace.clock())
   on conflict (name) do update set breaker = 'open', open_until = excluded.open_until, reason = excluded.reason, updated_at = excluded.updated_at
+$$;
+
+-- What is left of these versions: due now, held by somebody, due later, raw ids that open runs have still to go through.
+create or replace function tailrace.open_work(p_versions int[])
+returns table (due bigint, held bigint, later bigint, runs bigint, next_seconds double precision) language sql stable as $$
+  select coalesce(sum(n_rows) filter (where state in ('r', 's') or (state = 'd' and run_at <= tailrace.clock())), 0),
+         coalesce(sum(n_rows) filter (where state = 'c'), 0),
+         coalesce(sum(n_rows) filter (where state = 'd' and run_at > tailrace.clock()), 0),
+         (select count(*) from tailrace.runs r where r.version_id = any (p_versions) and r.state = 'active'),
+         extract(epoch from min(run_at) filter (where state = 'd') - tailrace.clock())::float8
+  from tailrace.jobs where version_id = any (p_versions)
 $$;

@@ -139,8 +139,11 @@ begin
   for v_day in select d::date from generate_series(clock()::date, clock()::date + 7, interval '1 day') d loop
     if to_regclass('tailrace.settled_' || to_char(v_day, 'YYYYMMDD')) is null
        and not exists (select from settled_default where finished_at >= v_day and finished_at < v_day + 1) then
-      execute format('create table settled_%s partition of settled for values from (%L) to (%L)', to_char(v_day, 'YYYYMMDD'), v_day, v_day + 1);
-      v_made := v_made + 1;
+      begin
+        execute format('create table settled_%s partition of settled for values from (%L) to (%L)', to_char(v_day, 'YYYYMMDD'), v_day, v_day + 1);
+        v_made := v_made + 1;
+      exception when check_violation then  -- a settle wrote into the default partition meanwhile: the day stays there
+      end;
     end if;
   end loop;
   return v_made;

@@ -1,0 +1,162 @@
+"""One attempt: records in, one outcome each out. An exception becomes Retry here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from worker.core.events import emit
+from worker.core.models import Context, Done, Fail, Outage, Outcome, Record, Retry, Skip
+from worker.jobs import Slice
+from worker.registry import Runnable
+from worker.settling import unstorable
+
+Pause = Callable[[Runnable, Outage], Awaitable[None]]
+_DONE = Done()
+
+
+class WorkerCrashed(Exception):  # noqa: N818  it names what happened
+    """A process of the pool died under this slice: the slice is left to the watchdog, which isolates the culprit."""
+
+
+def checked(value: Any) -> Outcome:
+    """The outcome a processor returned, or why it cannot be one."""
+    if value is None:
+        return _DONE
+    if isinstance(value, (Done, Skip, Retry, Fail)):
+        if isinstance(value, Done) and (value.output is not None or value.effects or value.meta) and (why := unstorable(value)):
+            return Retry(why)
+        return value
+    return Retry(f"the processor returned {type(value).__name__}; return Done, Skip, Retry or Fail")
+
+
+def failed(error: BaseException) -> Outcome:
+    if isinstance(error, Outage):
+        return Retry(f"outage: {error}", after=error.seconds, counts=False)
+    return Retry(f"{type(error).__name__}: {error}")
+
+
+def run_singly(function: Callable[..., Any], records: Sequence[Record], context: Context, piece: Slice | None = None) -> list[Any]:
+    """Runs in a thread or another process; exceptions come back as values. A thread notes on `piece` when each record began."""
+    values: list[Any] = []
+    for record in records:
+        if piece is not None:
+            piece.busy_since = time.monotonic()
+        try:
+            values.append(function(record, context))
+        except Exception as error:  # noqa: BLE001  becomes an outcome in the one place
+            values.append(error)
+    return values
+
+
+def run_batch(function: Callable[..., Any], records: Sequence[Record], context: Context) -> list[Any]:
+    try:
+        return list(function(records, context))
+    except Exception as error:  # noqa: BLE001  becomes an outcome in the one place
+        return [error] * len(records)
+
+
+class Executor:
+    """Runs the slices of one version."""
+
+    def __init__(self, runnable: Runnable, pause: Pause) -> None:
+        self._runnable = runnable
+        self._function = runnable.processor.function
+        self._async = inspect.iscoroutinefunction(self._function)
+        self._batch = runnable.processor.batch
+        self._pause = pause
+        self._own: concurrent.futures.Executor | None = None
+        self._contexts: dict[tuple[int, int], Context] = {}
+        wanted = runnable.processor.executor
+        self.kind = wanted if wanted is not None else ("inline" if self._async else "threads")
+        self.hands_over = self.kind != "inline" and not self._async  # then a hung record cannot be cancelled, only outlived
+
+    async def process(self, piece: Slice) -> None:
+        """Appends an outcome for each record that has none yet."""
+        context = self._context(piece.attempt, piece.lane)
+        start = len(piece.outcomes)
+        begun = time.monotonic()
+        if self._batch:
+            await self._whole(piece, context)
+        elif self.hands_over:
+            piece.busy_since = begun
+            noting = piece if self.kind == "threads" else None
+            values = await self._elsewhere(functools.partial(run_singly, self._function, piece.records[start:], context, noting))
+            piece.outcomes.extend([await self._outcome(v) for v in values])
+        else:
+            await self._inline(piece, context)
+        piece.seconds += time.monotonic() - begun
+
+    def _context(self, attempt: int, lane: int) -> Context:
+        found = self._contexts.get((attempt, lane))
+        if found is None:
+            found = self._contexts[attempt, lane] = self._runnable.context(attempt, lane)
+        return found
+
+    async def _inline(self, piece: Slice, context: Context) -> None:
+        function, outcomes, is_async = self._function, piece.outcomes, self._async
+        for record in piece.records[len(outcomes) :]:
+            piece.busy_since = time.monotonic()
+            try:
+                value = await function(record, context) if is_async else function(record, context)
+            except Exception as error:  # noqa: BLE001  becomes an outcome in the one place
+                value = error
+            outcomes.append(value if value is _DONE or (type(value) is Done and value.output is None and not value.effects and value.meta is None) else await self._outcome(value))
+
+    async def _whole(self, piece: Slice, context: Context) -> None:
+        piece.busy_since = time.monotonic()
+        records = piece.records
+        if self.hands_over:
+            values = await self._elsewhere(functools.partial(run_batch, self._function, records, context))
+        else:
+            try:
+                values = list(await self._function(records, context) if self._async else self._function(records, context))
+            except Exception as error:  # noqa: BLE001  becomes an outcome in the one place
+                values = [error] * len(records)
+        if len(values) != len(records):
+            values = [Retry(f"the processor returned {len(values)} outcomes for {len(records)} records")] * len(records)
+        piece.outcomes.extend([await self._outcome(v) for v in values])
+
+    async def _outcome(self, value: Any) -> Outcome:
+        if isinstance(value, BaseException):
+            if isinstance(value, Outage):
+                await self._pause(self._runnable, value)
+            emit("processor.failed", pipeline=self._runnable.pipeline, version=self._runnable.version, error=repr(value))
+            return failed(value)
+        return checked(value)
+
+    async def _elsewhere(self, call: Callable[[], list[Any]]) -> list[Any]:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool(), call)
+        except BrokenProcessPool as error:
+            self._own = None
+            raise WorkerCrashed(str(error)) from error
+
+    def _pool(self) -> concurrent.futures.Executor:
+        if isinstance(self.kind, concurrent.futures.Executor):
+            return self.kind
+        if self._own is None:
+            size = self._runnable.concurrency
+            if self.kind == "processes":
+                self._own = concurrent.futures.ProcessPoolExecutor(size)
+            else:
+                self._own = concurrent.futures.ThreadPoolExecutor(size, thread_name_prefix=self._runnable.pipeline)
+        return self._own
+
+    def kill(self) -> bool:
+        """Ends the processes of a pool whose record hangs; False where nothing can be ended (threads)."""
+        if not isinstance(self._own, concurrent.futures.ProcessPoolExecutor):
+            return False
+        for process in list(getattr(self._own, "_processes", {}).values()):
+            process.kill()
+        return True
+
+    def close(self) -> None:
+        if self._own is not None:
+            self._own.shutdown(wait=False, cancel_futures=True)

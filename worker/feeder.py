@@ -1,0 +1,139 @@
+"""ready -> claimed: which version, lane and sources the next claim is for."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+
+from worker.core.events import emit
+from worker.jobs import Jobs, Slice
+from worker.line import Line
+
+EIGHTH = 8  # at least one claim in eight goes to the catch-up and replay lanes
+SOURCES = 8  # sources per claim
+FORGET = 2.0  # seconds after which lower bounds and the list of ready sources are read anew
+ALONE = 1.0  # seconds of suspects in a row before ordinary work goes on
+
+
+class Feeder:
+    """Keeps the lines supplied. Fair over sources, live before replay, suspects alone."""
+
+    def __init__(self, jobs: Jobs, lines: list[Line], poll: float) -> None:
+        self._jobs = jobs
+        self._lines = lines
+        self._by_version = {line.runnable.version_id: line for line in lines}
+        self._poll = poll
+        self._ready: dict[tuple[int, int], set[int]] = {}
+        self._lows: dict[tuple[int, int, int], int] = {}
+        self._suspects: set[int] = set()
+        self._looked = -1e9
+        self._claims = 0
+        self._normal = 0
+        self.wake = asyncio.Event()
+        self.stopping = False
+        self.quiet: Callable[[], None] = lambda: None  # called when nothing is ready and nothing is held
+
+    def ring(self, source_id: int | None = None) -> None:
+        """Work may be ready: of this source, or (None) somewhere."""
+        if source_id is None:
+            self._looked = -1e9
+        else:
+            for version in self._by_version:
+                self._ready.setdefault((version, 0), set()).add(source_id)
+        self.wake.set()
+
+    async def step(self) -> float:
+        if self.stopping:
+            return self._poll
+        if time.monotonic() - self._looked > FORGET and (self._ready or self._idle() or time.monotonic() - self._looked > self._poll):
+            await self._look()
+        if self._suspects and (self._normal >= EIGHTH or not self._ready):
+            await self._alone()
+            return 0.0
+        choice = self._choose()
+        if choice is None:
+            if not self._ready and self._idle():
+                self.quiet()
+            return self._poll
+        line, lane = choice
+        await self._claim(line, lane)
+        return 0.0
+
+    def _idle(self) -> bool:
+        return not any(line.held for line in self._lines)
+
+    async def _look(self) -> None:
+        found = await self._jobs.peek(list(self._by_version))
+        self._looked = time.monotonic()
+        self._lows.clear()
+        self._ready.clear()
+        self._suspects = {v for v, lane, _ in found if lane < 0}
+        for version, lane, source in found:
+            if lane >= 0:
+                self._ready.setdefault((version, lane), set()).add(source)
+
+    def _choose(self) -> tuple[Line, int] | None:
+        """A line with room, in the best lane that has ready work; every eighth claim begins at the slow lanes."""
+        lanes = (1, 2, 0) if self._claims % EIGHTH == EIGHTH - 1 else (0, 1, 2)
+        open_lines = [line for line in self._lines if line.room()]
+        random.shuffle(open_lines)
+        for lane in lanes:
+            for line in open_lines:
+                if (line.runnable.version_id, lane) in self._ready:
+                    return line, lane
+        return None
+
+    async def _claim(self, line: Line, lane: int) -> None:
+        key = (line.runnable.version_id, lane)
+        ready = self._ready[key]
+        sources = random.sample(sorted(ready), min(SOURCES, len(ready)))
+        limit = max(1, line.room() // line.runnable.slice_size)
+        each = -(-limit // len(sources))
+        pieces = await self._jobs.claim(line.runnable, lane, [(s, self._lows.get((*key, s), 0)) for s in sources], each, limit)
+        self._claims += 1
+        self._normal += 1
+        if len(pieces) < limit:
+            self._exhausted(key, sources, pieces, each)
+        for piece in pieces:
+            self._lows[(*key, piece.source_id)] = piece.raw_id + 1
+        if pieces:
+            self._report(line, lane, pieces)
+            line.push(pieces)
+
+    def _exhausted(self, key: tuple[int, int], sources: list[int], pieces: list[Slice], each: int) -> None:
+        got = dict.fromkeys(sources, 0)
+        for piece in pieces:
+            got[piece.source_id] += 1
+        ready = self._ready.get(key, set())
+        ready.difference_update(s for s, n in got.items() if n < each)
+        if not ready:
+            self._ready.pop(key, None)
+
+    async def _alone(self) -> None:
+        """Records that were in a crash run with nothing beside them, one slice at a time."""
+        self._normal = 0
+        line = self._by_version[min(self._suspects)]
+        until = time.monotonic() + ALONE
+        while not self.stopping and time.monotonic() < until:
+            await self._wait_idle()
+            pieces = [] if self.stopping else await self._jobs.claim_suspect(line.runnable)
+            if not pieces:
+                self._suspects.discard(line.runnable.version_id)
+                break
+            self._report(line, pieces[0].lane, pieces)
+            line.push(pieces)
+        await self._wait_idle()
+
+    async def _wait_idle(self) -> None:
+        while not self._idle() and not self.stopping:
+            self.wake.clear()
+            await self.wake.wait()
+
+    def _report(self, line: Line, lane: int, pieces: list[Slice]) -> None:
+        due = min(p.due_us for p in pieces) / 1e6
+        emit(
+            "job.claimed", pipeline=line.runnable.pipeline, version=line.runnable.version, lane=lane, slices=len(pieces),
+            records=sum(len(p.records) for p in pieces), wait=round(time.time() - due, 4),
+        )  # fmt: skip

@@ -1,0 +1,135 @@
+"""The queue's SQL functions, one method each, and what a worker holds of it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import orjson
+
+from worker.core.db import mapped
+from worker.core.models import Outcome, Record
+from worker.registry import Runnable
+
+
+@dataclass(slots=True, eq=False)
+class Slice:
+    """A claimed job: a run of raw records of one source, and how far we are with it."""
+
+    runnable: Runnable
+    token: uuid.UUID
+    source_id: int
+    source: str
+    raw_id: int
+    raw_id_to: int
+    n_rows: int
+    lane: int
+    rerun: int
+    attempt: int
+    crashes: int
+    quiet: bool
+    due_us: int
+    history: str | None
+    records: list[Record]
+    outcomes: list[Outcome] = field(default_factory=list)
+    settled: int = 0
+    claimed: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    busy_since: float = 0.0
+    seconds: float = 0.0
+    lost: bool = False
+
+    @property
+    def done(self) -> bool:
+        return len(self.outcomes) == len(self.records)
+
+
+_CLAIM = "select * from tailrace.claim_jobs($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+_SUSPECT = "select * from tailrace.claim_suspect($1, $2, $3, $4)"
+_SETTLE = (
+    "select * from tailrace.settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)"
+)
+
+
+class Jobs:
+    """The calls of one worker. `sources` maps ids to names, read when an unknown id turns up."""
+
+    def __init__(self, pool: asyncpg.Pool, worker: str, lease: float) -> None:
+        self._pool = pool
+        self._worker = worker
+        self._lease = lease
+        self._sources: dict[int, str] = {}
+
+    async def peek(self, versions: Sequence[int]) -> list[tuple[int, int, int]]:
+        """(version, lane, source) that have ready work; lane -1: suspects."""
+        return [tuple(row) for row in await self._pool.fetch("select * from tailrace.peek($1)", versions)]
+
+    async def claim(self, runnable: Runnable, lane: int, sources: Sequence[tuple[int, int]], per_source: int, limit: int) -> list[Slice]:
+        """Claims up to `limit` slices from `sources` (id, lower bound), at most `per_source` from each."""
+        token = uuid.uuid4()
+        rows = await self._pool.fetch(
+            _CLAIM, token, self._worker, runnable.version_id, lane, [s for s, _ in sources], [low for _, low in sources], per_source, limit, self._lease
+        )
+        return await self._slices(runnable, token, rows)
+
+    async def claim_suspect(self, runnable: Runnable) -> list[Slice]:
+        token = uuid.uuid4()
+        return await self._slices(runnable, token, await self._pool.fetch(_SUSPECT, token, self._worker, runnable.version_id, self._lease))
+
+    async def _slices(self, runnable: Runnable, token: uuid.UUID, rows: list[Any]) -> list[Slice]:
+        slices = []
+        at = 0
+        while at < len(rows):
+            head = rows[at]["job"]
+            source_id, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, quiet, due = head
+            source = self._sources.get(source_id) or await self._name(source_id)
+            records = [Record(row, source) for row in rows[at : at + n_rows]]
+            slices.append(
+                Slice(runnable, token, source_id, source, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, bool(quiet), due,
+                      rows[at]["error"], records)  # fmt: skip
+            )
+            at += n_rows
+        return slices
+
+    async def _name(self, source_id: int) -> str:
+        self._sources = dict(await self._pool.fetch("select id, name from tailrace.sources"))
+        return self._sources[source_id]
+
+    async def beat(self, tokens: Sequence[uuid.UUID], caps: Sequence[float], timeout: float) -> set[uuid.UUID]:
+        """Extends the leases of these claims; what does not come back is lost."""
+        rows = await self._pool.fetch("select * from tailrace.beat($1, $2, $3)", tokens, caps, self._lease, timeout=timeout)
+        return {row[0] for row in rows}
+
+    async def give_back(self, tokens: Sequence[uuid.UUID]) -> int:
+        return int(await self._pool.fetchval("select tailrace.give_back($1)", tokens))
+
+    async def settle(self, version_id: int, mode: str, gates: str, columns: Sequence[Any]) -> tuple[int, int, int]:
+        """One transaction; ClaimLost when a slice is no longer ours. Returns effects released, suppressed, records buried."""
+        with mapped():
+            row = await self._pool.fetchrow(_SETTLE, version_id, self._worker, mode, gates, *columns)
+        return tuple(row)
+
+    async def watch(self, max_crashes: int) -> asyncpg.Record:
+        return await self._pool.fetchrow("select * from tailrace.watch($1, 200)", max_crashes)
+
+    async def advance_runs(self, ids: int) -> list[asyncpg.Record]:
+        """One step of every open run that has a version."""
+        return await self._pool.fetch(
+            "select r.id, a.* from tailrace.runs r cross join lateral tailrace.advance_run(r.id, $1) a "
+            "where r.version_id is not null and (r.state = 'active' or (r.state = 'paused' and r.resume_at <= tailrace.clock()))",
+            ids,
+        )
+
+    async def pause(self, version_id: int, seconds: float, reason: str) -> None:
+        await self._pool.execute("select tailrace.pause_version($1, $2, $3)", version_id, seconds, reason)
+
+    async def open_work(self, versions: Sequence[int]) -> asyncpg.Record:
+        """What is left of these versions: due, held by somebody, due later, open runs, seconds until the next is due."""
+        return await self._pool.fetchrow("select * from tailrace.open_work($1)", versions)
+
+    async def seen(self, versions: Sequence[int], gates: Sequence[str], info: dict[str, Any]) -> None:
+        await self._pool.execute("select tailrace.seen($1, 'worker', $2, $3, $4)", self._worker, versions, gates, orjson.dumps(info).decode())

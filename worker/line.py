@@ -1,0 +1,125 @@
+"""What one version holds in this process: claimed slices that wait, run, or wait to be settled."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from worker.core.events import emit
+from worker.core.models import Retry
+from worker.executor import Executor, WorkerCrashed
+from worker.jobs import Slice
+from worker.registry import Runnable
+
+FAST = 0.1  # a slice quicker than this may wait in the local queue behind others
+
+
+class Line:
+    """A local queue with `concurrency` runners. It asks for more by `room`; how much it holds grows while runners starve."""
+
+    def __init__(self, runnable: Runnable, executor: Executor, most: int, changed: Callable[[], None]) -> None:
+        self.runnable = runnable
+        self.executor = executor
+        self.held: dict[Slice, None] = {}
+        self.finished: list[Slice] = []
+        self.running: dict[Slice, asyncio.Task[None]] = {}
+        self.records = 0
+        self._queue: deque[Slice] = deque()
+        self._more = asyncio.Event()
+        self._changed = changed
+        self._most = max(most, runnable.slice_size)
+        self._least = min(self._most, runnable.concurrency * runnable.slice_size)
+        self._target = self._least
+        self._mean = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._run(), name=f"{self.runnable.pipeline}-{i}") for i in range(self.runnable.concurrency)]
+
+    def room(self) -> int:
+        """Records that may be claimed now: half of what we may hold, so that one half settles while the other is claimed; no crumbs."""
+        free = min(self._target - self.records, max(self._target // 2, self._least))
+        return free if free > 0 and (not self._queue or free * 4 >= self._target) else 0
+
+    def push(self, pieces: list[Slice]) -> None:
+        for piece in pieces:
+            self.held[piece] = None
+            self.records += len(piece.records)
+        self._queue.extend(pieces)
+        self._more.set()
+
+    def drop(self, *pieces: Slice) -> None:
+        """These slices are no longer ours: settled, lost or given back."""
+        for piece in pieces:
+            if self.held.pop(piece, piece) is None:
+                self.records -= len(piece.records)
+        self._changed()
+
+    def lose(self, piece: Slice) -> None:
+        """The claim went to another worker: stop working on it."""
+        piece.lost = True
+        if task := self.running.get(piece):
+            if not self.executor.hands_over:
+                task.cancel()
+        elif piece in self._queue:
+            self._queue.remove(piece)
+            self.drop(piece)
+
+    async def _run(self) -> None:
+        while True:
+            while not self._queue:
+                if self._mean < FAST:
+                    self._target = min(self._target * 2, self._most)
+                self._more.clear()
+                self._changed()
+                await self._more.wait()
+            piece = self._queue.popleft()
+            if time.monotonic() - piece.claimed > 5 * FAST and self._mean >= FAST:
+                self._target = max(self._target // 2, self._least)
+            await self._attempt(piece)
+
+    async def _attempt(self, piece: Slice) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  we are in one
+        self.running[piece] = task
+        piece.started = time.monotonic()
+        try:
+            while not piece.done and not piece.lost:
+                try:
+                    await self.executor.process(piece)
+                except asyncio.CancelledError:
+                    if not task.cancelling() or (not piece.lost and not self._overdue(piece)):
+                        raise
+                    task.uncancel()
+        except WorkerCrashed as crash:
+            emit("processor.failed", pipeline=self.runnable.pipeline, version=self.runnable.version, error=f"pool process died: {crash}")
+            piece.lost = True
+        finally:
+            self.running.pop(piece, None)
+        self._mean += 0.1 * ((time.monotonic() - piece.started) - self._mean)
+        if piece.lost:
+            self.drop(piece)
+        else:
+            self.finished.append(piece)
+        self._changed()
+
+    def _overdue(self, piece: Slice) -> bool:
+        """The deadline cancelled one record: it is tried again later, the rest of the slice goes on."""
+        late = piece.busy_since and time.monotonic() - piece.busy_since >= self.runnable.deadline
+        if late:
+            piece.outcomes.append(Retry(f"deadline of {self.runnable.deadline:g} s passed"))
+        return bool(late)
+
+    def hanging(self) -> list[Slice]:
+        """Slices whose present record or batch has passed its deadline."""
+        now = time.monotonic()
+        return [p for p in self.running if p.busy_since and now - p.busy_since > self.runnable.deadline]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._queue.clear()
+        self.executor.close()

@@ -1,0 +1,145 @@
+"""One worker process put together: claim, process, settle, beat, watch, dispatch; run for ever or drain once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+import orjson
+
+from worker.core import db, service
+from worker.core.events import emit
+from worker.core.models import Outage
+from worker.core.settings import Settings
+from worker.executor import Executor
+from worker.feeder import Feeder
+from worker.heartbeat import Guard, Heartbeat
+from worker.jobs import Jobs
+from worker.line import Line
+from worker.registry import Runnable
+from worker.settler import Settler
+from worker.watchdog import Watchdog
+
+
+def worker_name(settings: Settings) -> str:
+    return settings.worker.name or f"{socket.gethostname()}:{os.getpid()}"
+
+
+class Worker:
+    """`mode` is run or drain. In a drain no gate is open, whatever the settings say, and it ends when nothing is due or held."""
+
+    def __init__(self, settings: Settings, pool: asyncpg.Pool, runnables: list[Runnable], mode: str, gates: dict[str, Any]) -> None:
+        self.settings = settings
+        self.name = worker_name(settings)
+        self.exit_code = 0
+        self.stopped_why = ""
+        self.max_jobs = settings.worker.max_jobs
+        self.stop = asyncio.Event()
+        self.released = asyncio.Event()
+        self._pool = pool
+        self._mode = mode
+        w = settings.worker
+        self.jobs = Jobs(pool, self.name, w.lease_seconds)
+        self.lines = [Line(r, Executor(r, self._pause), w.claim_records, self._changed) for r in runnables]
+        self.feeder = Feeder(self.jobs, self.lines, w.poll_seconds)
+        self.settler = Settler(self.jobs, self.lines, mode, orjson.dumps(gates).decode(), w.settle_seconds, self.released.set)
+        self.heartbeat = Heartbeat(self.jobs, self.lines, w.beat_seconds, w.lease_seconds)
+        self.watchdog = Watchdog(self.jobs, self.lines, self.feeder, pool, w.watch_seconds, w.max_crashes, sorted(gates), self._give_up)
+        self._guard = Guard(max(2 * w.lease_seconds, 10.0))
+
+    @property
+    def done(self) -> int:
+        return sum(self.settler.totals.values())
+
+    def _changed(self) -> None:
+        self.feeder.wake.set()
+        self.settler.wake.set()
+        if self.max_jobs and self.done >= self.max_jobs:
+            self.stop.set()
+
+    def _give_up(self, why: str) -> None:
+        self.exit_code, self.stopped_why = 70, why
+        self.stop.set()
+
+    async def _pause(self, runnable: Runnable, outage: Outage) -> None:
+        emit("version.paused", pipeline=runnable.pipeline, version=runnable.version, seconds=outage.seconds, reason=str(outage))
+        await self.jobs.pause(runnable.version_id, outage.seconds, str(outage))
+        self.feeder.ring()
+
+    async def run(self, *services: Any) -> None:
+        """Works until `stop` is set, then finishes what runs within the grace time and gives the rest back."""
+        for line in self.lines:
+            line.start()
+        self._guard.start()
+        quiet = asyncio.Event()
+        self.feeder.quiet = quiet.set
+        off = asyncio.Event()  # the housekeeping goes on while the rest is finished
+        w = self.settings.worker
+        keep = [
+            service.run("settle", self.settler.step, off, wake=self.settler.wake),
+            service.run("beat", self.heartbeat.step, off),
+            service.run("guard", self._tick, off),
+        ]
+        work = [
+            service.run("feed", self.feeder.step, self.stop, wake=self.feeder.wake, jitter=0.1),
+            service.run("watch", self.watchdog.step, self.stop, jitter=0.3),
+            *services,
+        ]
+        if self._mode == "drain":
+            work.append(service.run("drain", self._until_drained(quiet), self.stop, wake=quiet))
+        kept = asyncio.ensure_future(service.run_all(off, *keep))
+        try:
+            await service.run_all(self.stop, *work)
+        finally:
+            await self._finish(w.grace_seconds)
+            off.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await kept
+            self._guard.off()
+
+    async def _tick(self) -> float:
+        self._guard.tick()
+        return 1.0
+
+    def _until_drained(self, quiet: asyncio.Event) -> Callable[[], Any]:
+        """A step that ends the drain when the database says that nothing is due or held, and no run has more to open."""
+
+        async def step() -> float:
+            quiet.clear()
+            if any(line.held for line in self.lines):
+                return 1.0
+            left = await self.jobs.open_work([line.runnable.version_id for line in self.lines])
+            paused = left["due"] and not await self.jobs.peek([line.runnable.version_id for line in self.lines])
+            if not left["held"] and not left["runs"] and (not left["due"] or paused):
+                self.stop.set()
+            elif left["due"] or left["runs"]:
+                self.feeder.ring()
+            return 0.2
+
+        return step
+
+    async def _finish(self, grace: float) -> None:
+        """Claims no more, settles what is done, gives the rest back without an attempt."""
+        self.feeder.stopping = True
+        self.feeder.wake.set()
+        waiting = [p for line in self.lines for p in line.held if p not in line.running and not p.done]
+        for line in self.lines:
+            for piece in waiting:
+                line.lose(piece)
+        until = time.monotonic() + grace
+        while any(line.held for line in self.lines) and time.monotonic() < until:
+            self.settler.wake.set()
+            await service.rest_or_wake(0.05, self.released)
+        for line in self.lines:
+            await line.stop()
+        left = {p.token for line in self.lines for p in line.held} | {p.token for p in waiting}
+        if left:
+            with contextlib.suppress(*db.AWAY):
+                given = await self.jobs.give_back(sorted(left))
+                emit("claim.given_back", slices=given)

@@ -1,0 +1,99 @@
+"""claimed -> done: everything that has finished since the last time, in one transaction per version."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import asyncpg
+
+from worker.core.errors import ClaimLost
+from worker.core.events import emit
+from worker.core.models import Retry
+from worker.jobs import Jobs, Slice
+from worker.line import Line
+from worker.settling import Columns
+
+MOST = 5000  # records per settle
+
+
+class Settler:
+    """Commits outcomes. Long slices settle what is done every `every` seconds."""
+
+    def __init__(self, jobs: Jobs, lines: list[Line], mode: str, gates: str, every: float, released: Callable[[], None]) -> None:
+        self._jobs = jobs
+        self._lines = lines
+        self._mode = mode
+        self._gates = gates
+        self._every = every
+        self._released = released
+        self.wake = asyncio.Event()
+        self.totals = {"ok": 0, "skipped": 0, "failed": 0, "retried": 0}
+
+    async def step(self) -> float:
+        more = False
+        for line in self._lines:
+            pieces = self._take(line)
+            if pieces:
+                more = True
+                await self._settle(line, pieces)
+        return 0.0 if more else self._every
+
+    def _take(self, line: Line) -> list[Slice]:
+        taken, records = [], 0
+        while line.finished and records < MOST:
+            piece = line.finished.pop()
+            records += len(piece.records) - piece.settled
+            taken.append(piece)
+        now = time.monotonic()
+        for piece in line.running:
+            if len(piece.outcomes) > piece.settled and now - piece.started >= self._every and not piece.done and not piece.lost:
+                taken.append(piece)
+        return taken
+
+    async def _settle(self, line: Line, pieces: list[Slice]) -> None:
+        try:
+            await self._commit(line, pieces)
+        except (ClaimLost, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+            if len(pieces) > 1:
+                for piece in pieces:
+                    await self._settle(line, [piece])
+            elif isinstance(error, ClaimLost):
+                emit("claim.lost", pipeline=line.runnable.pipeline, version=line.runnable.version, raw_id=pieces[0].raw_id, slices=1)
+                line.lose(pieces[0])
+                line.drop(pieces[0])
+            else:
+                await self._refused(line, pieces[0], error)
+        except BaseException:
+            line.finished.extend(p for p in pieces if p.done and p not in line.finished)
+            raise
+
+    async def _refused(self, line: Line, piece: Slice, error: asyncpg.PostgresError) -> None:
+        """Postgres cannot store what the processor said: that is a failed attempt of these records."""
+        done = len(piece.outcomes)
+        piece.outcomes[piece.settled : done] = [Retry(f"the outcome cannot be stored: {error}")] * (done - piece.settled)
+        await self._commit(line, [piece])
+
+    async def _commit(self, line: Line, pieces: list[Slice]) -> None:
+        columns = Columns()
+        begun = time.monotonic()
+        counts = [columns.add(piece) for piece in pieces]
+        runnable = line.runnable
+        released, suppressed, _buried = await self._jobs.settle(runnable.version_id, self._mode, self._gates, columns.arguments())
+        for piece, count in zip(pieces, counts, strict=True):
+            piece.settled += count
+            if piece.settled < len(piece.records):
+                piece.raw_id = piece.records[piece.settled].id
+        line.drop(*(p for p in pieces if p.settled == len(p.records)))
+        if released:
+            self._released()
+        sums = [sum(c) for c in zip(*columns.counts, strict=True)]
+        outcome = dict(zip(self.totals, sums, strict=True))
+        for name, value in outcome.items():
+            self.totals[name] += value
+        seconds = sum(p.seconds / len(p.records) for p in pieces) / len(pieces)
+        emit(
+            "job.settled", pipeline=runnable.pipeline, version=runnable.version, slices=len(pieces), records=sum(counts), **outcome,
+            released=released, suppressed=suppressed, seconds=round(seconds, 6), settle_seconds=round(time.monotonic() - begun, 4),
+        )  # fmt: skip

@@ -1,0 +1,127 @@
+"""From outcomes to the columns of one `tailrace.settle` call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from worker.core.models import Done, Effect, Fail, Record, Retry, Skip
+from worker.jobs import Slice
+
+
+def unstorable(outcome: Any) -> str | None:
+    """Why Postgres could not keep this outcome, or None. JSON in Postgres has no NUL character."""
+    try:
+        text = orjson.dumps([outcome.output, outcome.meta, [(e.kind, e.body, e.target, e.key) for e in outcome.effects]])
+    except (TypeError, orjson.JSONEncodeError) as error:
+        return f"the outcome is not JSON: {error}"
+    return "the outcome holds a NUL character" if b"\\u0000" in text else None
+
+
+def clean(text: str) -> str:
+    """A reason as text that Postgres can keep."""
+    return text.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")[:4000]
+
+
+def effect_key(effect: Effect, record: Record) -> str:
+    return effect.key if effect.key is not None else f"{effect.kind}:{effect.target}:{record.source}:{record.external_id}"
+
+
+@dataclass(slots=True)
+class Columns:
+    """Parallel arrays, as the SQL function takes them. A result column in which nothing was said stays None."""
+
+    slices: list[Slice] = field(default_factory=list)
+    counts: list[tuple[int, int, int, int]] = field(default_factory=list)
+    nexts: list[int | None] = field(default_factory=list)
+    lefts: list[int | None] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    reruns: list[int] = field(default_factory=list)
+    said: list[tuple[str, str | None, float | None, bool, str | None, str | None]] = field(default_factory=list)
+    plain: bool = True
+    retries: list[dict[str, Any]] = field(default_factory=list)
+    effects: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, piece: Slice) -> int:
+        """Takes what is done and not yet settled of a slice. Returns how many records that is."""
+        first, last = piece.settled, len(piece.outcomes)
+        ok, skipped, failed, retried = 0, 0, 0, 0
+        for record, outcome in zip(piece.records[first:last], piece.outcomes[first:], strict=True):
+            match outcome:
+                case Done():
+                    ok += 1
+                    self._done(piece, record, outcome)
+                case Skip():
+                    skipped += 1
+                    self._say(piece, record, "skipped", meta=orjson.dumps({"reason": clean(outcome.reason)}).decode())
+                case Fail():
+                    failed += 1
+                    self._say(piece, record, "failed", error=orjson.dumps([{"kind": "failed", "message": clean(outcome.reason)}]).decode())
+                case Retry():
+                    retried += 1
+                    self._retry(piece, record, outcome)
+        self.slices.append(piece)
+        self.counts.append((ok, skipped, failed, retried))
+        whole = last == len(piece.records)
+        self.nexts.append(None if whole else piece.records[last].id)
+        self.lefts.append(None if whole else len(piece.records) - last)
+        return last - first
+
+    def _done(self, piece: Slice, record: Record, outcome: Done) -> None:
+        plain = outcome.output is None and outcome.confidence is None and not outcome.needs_review and outcome.meta is None
+        if plain and self.plain and not piece.rerun:
+            self.ids.append(record.id)
+        else:
+            output = None if outcome.output is None else orjson.dumps(outcome.output).decode()
+            meta = None if outcome.meta is None else orjson.dumps(dict(outcome.meta)).decode()
+            self._say(piece, record, "ok", output, outcome.confidence, outcome.needs_review, meta=meta)
+        for effect in outcome.effects:
+            self.effects.append({
+                "raw": record.id, "rerun": piece.rerun, "quiet": piece.quiet, "kind": effect.kind, "key": effect_key(effect, record),
+                "target": effect.target, "body": effect.body, "occurred": record.occurred_at,
+            })  # fmt: skip
+
+    def _say(
+        self, piece: Slice, record: Record, status: str, output: str | None = None, confidence: float | None = None,
+        review: bool = False, error: str | None = None, meta: str | None = None,
+    ) -> None:  # fmt: skip
+        if self.plain:
+            self.plain = False
+            self.said = [("ok", None, None, False, None, None)] * len(self.ids)
+            self.reruns = [0] * len(self.ids)
+        self.ids.append(record.id)
+        self.reruns.append(piece.rerun)
+        self.said.append((status, output, confidence, review, error, meta))
+
+    def _retry(self, piece: Slice, record: Record, outcome: Retry) -> None:
+        self.retries.append({
+            "source": piece.source_id, "raw": record.id, "rerun": piece.rerun, "lane": piece.lane, "quiet": piece.quiet, "attempt": piece.attempt,
+            "crashes": piece.crashes, "counts": outcome.counts, "after": outcome.after,
+            "error": {"kind": "retry", "message": clean(outcome.reason)},
+            "history": orjson.loads(piece.history) if piece.history else None,
+        })  # fmt: skip
+
+    def arguments(self) -> Sequence[Any]:
+        """$5 to $24 of tailrace.settle; what is the same for all is said once."""
+        whole = all(n is None for n in self.nexts)
+        sources, raws, tokens = [s.source_id for s in self.slices], [s.raw_id for s in self.slices], [s.token for s in self.slices]
+        counts: list[Any] = [None] * 4 if whole and self.plain and not self.retries else [list(c) for c in zip(*self.counts, strict=True)]
+        results: list[Any] = [None] * 8
+        if not self.plain:
+            status, output, confidence, review, error, meta = (list(c) for c in zip(*self.said, strict=True))
+            results = [self.reruns, status, output, confidence, review, error, meta, None]
+        return (
+            sources[:1] if len(set(sources)) == 1 else sources,
+            raws,
+            tokens[:1] if len(set(tokens)) == 1 else tokens,
+            None if whole else self.nexts,
+            None if whole else self.lefts,
+            *counts,
+            None if self.ids == raws else self.ids,
+            *results,
+            orjson.dumps(self.retries).decode() if self.retries else None,
+            orjson.dumps(self.effects).decode() if self.effects else None,
+        )
