@@ -52,7 +52,7 @@ def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
         yield given
         return
     base = Path(tempfile.mkdtemp(prefix="tailrace-tests-"))
-    base.chmod(0o755)  # noqa: S103  as root the server runs under an account of its own
+    base.chmod(0o755)
     try:
         yield embedded.start(base / "data", fsync=False)
     finally:

@@ -40,7 +40,7 @@ begin
   end if;
   if p_expect is not null then
     select position into v_position from tailrace.cursors where source_id = p_source and lane = p_lane;
-    if v_position is distinct from nullif(p_expect, 'null'::jsonb) then
+    if coalesce(v_position, '{}') <> coalesce(nullif(p_expect, 'null'::jsonb), '{}') then
       raise exception 'the position of % moved under this page', v_name
         using errcode = 'TR021', hint = 'another collector reads this source; read the position again and go on from there';
     end if;

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ from worker.core.errors import Misconfigured
 from worker.core.times import parse_seconds
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """A comma list or a JSON array as a list."""
     if isinstance(value, str):
         return json.loads(value) if value.strip().startswith("[") else [part.strip() for part in value.split(",") if part.strip()]
@@ -26,7 +27,7 @@ def _listed(value: Any) -> Any:
 
 
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
-Names = Annotated[list[str], BeforeValidator(_listed)]
+Names = Annotated[list[str], BeforeValidator(listed)]
 
 
 class _Section(BaseModel):
@@ -120,13 +121,17 @@ class EffectSpec(BaseModel):
     max_attempts: int = Field(8, ge=1, description="tries before a delivery is given up as failed")
 
 
+def _data_dir() -> Path:
+    return Path("/var/lib/tailrace/data") if os.geteuid() == 0 else Path.home() / ".local/share/tailrace/data"
+
+
 class Settings(BaseSettings):
     """The whole configuration of one process."""
 
     model_config = {"extra": "forbid", "frozen": True}
 
     database_url: SecretStr | None = Field(None, description="where Postgres is; unset: an embedded one in data_dir")
-    data_dir: Path = Field(default_factory=lambda: Path.home() / ".local/share/tailrace", description="folder of the embedded database")
+    data_dir: Path = Field(default_factory=_data_dir, description="folder of the embedded database")
     enqueue: bool = Field(True, description="off: collect raw only, make no jobs")
     pipeline_version: str | None = Field(None, description="run this version instead of the configured one")
     database: DatabaseSettings = DatabaseSettings()

@@ -1,0 +1,109 @@
+"""What a source is, and which there are: one file per source, one registration."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ValidationError
+from starlette.routing import BaseRoute
+
+from worker.core.errors import Misconfigured, nearest
+from worker.core.models import RawRecord
+from worker.core.settings import CollectorSettings, Settings, SourceSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Records in the order of the source, and the position that is reached when they are stored."""
+
+    records: list[RawRecord]
+    position: dict[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """One configured source. A page is asked for only when the one before is stored."""
+
+    name: str
+    caught_up: bool
+
+    def tail(self, position: dict[str, Any], stop: asyncio.Event) -> AsyncGenerator[Page, None]:
+        """Pages from `position` on, for ever; waits for news by itself. Sets `caught_up` while there is nothing more."""
+        ...
+
+    def fetch(self, position: dict[str, Any]) -> AsyncGenerator[Page, None]:
+        """One bounded pass from `position` to the present end."""
+        ...
+
+    def describe(self) -> str:
+        """What it reads, for people; never a secret."""
+        ...
+
+
+class Served(Protocol):
+    """A source that is called from outside instead: it adds routes to the collector's server."""
+
+    def routes(self, append: Callable[[Page], Any]) -> list[BaseRoute]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A registered kind of source."""
+
+    name: str
+    options: type[BaseModel]
+    make: Callable[[str, Any, CollectorSettings], Source]
+
+
+_kinds: dict[str, Kind] = {}
+BOXED = ("files", "webhook")
+
+
+def source(name: str, options: type[BaseModel]) -> Callable[[Any], Any]:
+    """Registers a class or function `(name, options, settings) -> Source` as the kind `name`."""
+
+    def register(make: Any) -> Any:
+        _kinds[name] = Kind(name, options, make)
+        return make
+
+    return register
+
+
+def kind_of(spec: SourceSpec, name: str) -> Kind:
+    """The kind of a source; `module:name` loads a kind from outside the tree."""
+    module, _, inner = spec.kind.partition(":")
+    try:
+        if spec.kind in BOXED:
+            importlib.import_module(f"collector.sources.{spec.kind}")
+        elif inner:
+            importlib.import_module(module)
+    except ImportError as error:
+        raise Misconfigured(f"sources.{name}: cannot load {module!r}: {error}", "is its package installed?") from error
+    found = _kinds.get(inner or spec.kind)
+    if found is None:
+        raise Misconfigured(f"sources.{name}: unknown kind {spec.kind!r}", nearest(spec.kind, BOXED))
+    return found
+
+
+def build(settings: Settings, only: list[str] | None = None) -> dict[str, Source]:
+    """The active sources of the configuration, or those named in `only`. Raises Misconfigured with the nearest known name."""
+    for name in only or []:
+        if name not in settings.sources:
+            raise Misconfigured(f"there is no source {name!r} in the configuration", nearest(name, settings.sources))
+    chosen = only or [name for name, spec in settings.sources.items() if spec.active]
+    return {name: _build(name, settings.sources[name], settings.collector) for name in chosen}
+
+
+def _build(name: str, spec: SourceSpec, settings: CollectorSettings) -> Source:
+    kind = kind_of(spec, name)
+    try:
+        options = kind.options.model_validate(spec.model_extra or {})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(p) for p in problem["loc"])
+        hint = nearest(str(problem["loc"][0]), kind.options.model_fields) if problem["type"] == "extra_forbidden" and problem["loc"] else f"see [sources.{name}]"
+        raise Misconfigured(f"sources.{name}: {where}: {problem['msg']}", hint) from error
+    return kind.make(name, options, settings)
