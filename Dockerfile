@@ -5,10 +5,9 @@ RUN python -m venv /opt/tailrace
 WORKDIR /src
 # The dependencies alone first: this layer changes only with pyproject.toml.
 COPY pyproject.toml ./
-RUN touch README.md && mkdir collector worker ops sql \
+RUN mkdir collector worker ops sql \
  && /opt/tailrace/bin/pip install --quiet . \
  && /opt/tailrace/bin/pip uninstall --quiet --yes tailrace
-COPY README.md ./
 COPY sql sql
 COPY worker worker
 COPY collector collector

@@ -51,7 +51,7 @@ bench: $(DEV) ## rates and CPU per record, beside a bare loop of the same durabl
 	@$(BIN)/python -m ops.bench $(ARGS)
 
 compose-test: ## the image and the Compose file for real; needs a Docker engine with Compose 2
-	@$(PYTHON) tests/e2e/compose_test.py
+	@$(PYTHON) tests/e2e/compose.py
 
 clean: ## removes what the targets above made in this folder
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
