@@ -65,8 +65,8 @@ class Feeder:
         return not any(line.held for line in self._lines)
 
     async def _look(self) -> None:
+        self._looked = time.monotonic()  # before the question: a ring while it is answered asks again
         found = await self._jobs.peek(list(self._by_version))
-        self._looked = time.monotonic()
         self._lows.clear()
         self._ready.clear()
         self._suspects = {v for v, lane, _ in found if lane < 0}

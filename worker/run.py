@@ -115,10 +115,9 @@ class Worker:
             if any(line.held for line in self.lines):
                 return 1.0
             left = await self.jobs.open_work([line.runnable.version_id for line in self.lines])
-            paused = left["due"] and not await self.jobs.peek([line.runnable.version_id for line in self.lines])
-            if not left["held"] and not left["runs"] and (not left["due"] or paused):
+            if not left["due"] and not left["held"] and not left["runs"]:
                 self.stop.set()
-            elif left["due"] or left["runs"]:
+            elif left["due"]:
                 self.feeder.ring()
             return 0.2
 

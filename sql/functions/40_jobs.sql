@@ -312,13 +312,18 @@ create or replace function tailrace.pause_version(p_version int, p_seconds doubl
   on conflict (name) do update set breaker = 'open', open_until = excluded.open_until, reason = excluded.reason, updated_at = excluded.updated_at
 $$;
 
--- What is left of these versions: due now, held by somebody, due later, raw ids that open runs have still to go through.
+-- What is left of these versions: due now, held by somebody, due later (delayed, or of a paused version), runs that have more to open.
 create or replace function tailrace.open_work(p_versions int[])
 returns table (due bigint, held bigint, later bigint, runs bigint, next_seconds double precision) language sql stable as $$
-  select coalesce(sum(n_rows) filter (where state in ('r', 's') or (state = 'd' and run_at <= tailrace.clock())), 0),
+  with work as (
+    select j.state, j.n_rows, case when p.open_until > tailrace.clock() then greatest(p.open_until, j.run_at) else j.run_at end as run_at,
+           j.state <> 'c' and (p.open_until > tailrace.clock() or (j.state = 'd' and j.run_at > tailrace.clock())) as waits
+    from tailrace.jobs j left join tailrace.quotas p on p.name = 'version:' || j.version_id and p.breaker = 'open'
+    where j.version_id = any (p_versions))
+  select coalesce(sum(n_rows) filter (where state <> 'c' and waits is not true), 0),
          coalesce(sum(n_rows) filter (where state = 'c'), 0),
-         coalesce(sum(n_rows) filter (where state = 'd' and run_at > tailrace.clock()), 0),
+         coalesce(sum(n_rows) filter (where waits), 0),
          (select count(*) from tailrace.runs r where r.version_id = any (p_versions) and r.state = 'active'),
-         extract(epoch from min(run_at) filter (where state = 'd') - tailrace.clock())::float8
-  from tailrace.jobs where version_id = any (p_versions)
+         extract(epoch from min(run_at) filter (where waits) - tailrace.clock())::float8
+  from work
 $$;
