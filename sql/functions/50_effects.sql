@@ -25,8 +25,10 @@ begin
       when w.nth > 1 then 'duplicate' end as refused
     from wanted w),
   sent as (
-    insert into tailrace.deliveries (key, effect_id, kind, target, policy, next_at, created_at, updated_at)
-    select key, id, kind, coalesce(target, ''), gate ->> 'policy', v_now + make_interval(secs => coalesce((gate ->> 'hold')::float8, 0)), v_now, v_now
+    insert into tailrace.deliveries (key, effect_id, kind, target, policy, next_at, expires_at, created_at, updated_at)
+    select key, id, kind, coalesce(target, ''), gate ->> 'policy', v_now + make_interval(secs => coalesce((gate ->> 'hold')::float8, 0)),
+           case when gate ->> 'max_age' is null then v_now + interval '3 days' else greatest(occurred, v_now) + make_interval(secs => (gate ->> 'max_age')::float8) end,
+           v_now, v_now
     from judged where refused is null order by key
     on conflict (key) do nothing
     returning key, effect_id),
@@ -85,6 +87,14 @@ begin
   end if;
 end $$;
 
+-- Which of these kinds have pending deliveries, and in how many seconds the next of them is due.
+create or replace function tailrace.due_deliveries(p_kinds text[]) returns table (kind text, seconds double precision) language sql stable
+set enable_seqscan = off set enable_bitmapscan = off as $$
+  select k, extract(epoch from d.next_at - tailrace.clock())::float8
+  from unnest(p_kinds) k cross join lateral (
+    select next_at from tailrace.deliveries d where d.kind = k and d.state = 'pending' order by next_at limit 1) d
+$$;
+
 -- sending -> sent | pending (try again after p_after) | uncertain | failed. Only under the claim's token.
 create or replace function tailrace.finish_delivery(
   p_key text, p_token uuid, p_outcome text, p_remote text, p_detail text, p_after double precision, p_worker text)
@@ -107,13 +117,20 @@ begin
 end $$;
 
 -- sending -> pending | uncertain: the sender went away between sending and saying so. Receivers that honour the key, and kinds that
--- may repeat, are tried again; the others wait for a person.
+-- may repeat, are tried again; the others wait for a person. pending -> failed: past `expires_at` (max_age of the kind, else three days).
 create or replace function tailrace.rescue_deliveries(p_limit int) returns int language plpgsql
 set enable_seqscan = off as $$
 declare
   v_now timestamptz := tailrace.clock();
   v_lost int;
 begin
+  with pick as materialized (
+    select key from tailrace.deliveries where state = 'pending' and expires_at < v_now order by expires_at limit p_limit for update skip locked),
+  late as (
+    update tailrace.deliveries d set state = 'failed', error = 'expired: it waited too long to be news', updated_at = v_now
+    from pick p where d.key = p.key returning d.key, d.attempts)
+  insert into tailrace.delivery_attempts (key, attempt, event, at, actor, detail)
+  select key, attempts, 'failed', v_now, 'watchdog', 'expired: it waited too long to be news' from late;
   with pick as materialized (
     select key from tailrace.deliveries where state = 'sending' and lease_until < v_now order by token limit p_limit for update skip locked),
   lost as (
@@ -136,9 +153,9 @@ begin
   if not found then
     raise exception 'there is no effect %', p_effect using errcode = 'TR030', hint = '`tailrace effects list` shows the ids';
   end if;
-  insert into tailrace.deliveries as d (key, effect_id, kind, target, policy, next_at, created_at, updated_at)
-  values (v_effect.key, v_effect.id, v_effect.kind, v_effect.target, p_policy, v_now, v_now, v_now)
-  on conflict (key) do update set state = 'pending', effect_id = excluded.effect_id, next_at = v_now, updated_at = v_now, policy = excluded.policy
+  insert into tailrace.deliveries as d (key, effect_id, kind, target, policy, next_at, expires_at, created_at, updated_at)
+  values (v_effect.key, v_effect.id, v_effect.kind, v_effect.target, p_policy, v_now, v_now + interval '3 days', v_now, v_now)
+  on conflict (key) do update set state = 'pending', effect_id = excluded.effect_id, next_at = v_now, expires_at = excluded.expires_at, attempts = 0, updated_at = v_now, policy = excluded.policy
     where d.state in ('cancelled', 'failed');
   if not found then
     raise exception 'key % has a delivery already', v_effect.key using errcode = 'TR031', hint = '`tailrace effects explain KEY` shows it; one key is delivered once';
@@ -165,7 +182,8 @@ begin
   if p_state not in ('sent', 'pending', 'cancelled') then
     raise exception 'a delivery is resolved to sent, pending or cancelled, not %', p_state using errcode = 'TR032';
   end if;
-  update tailrace.deliveries set state = p_state, remote_id = coalesce(p_remote, remote_id), next_at = tailrace.clock(), updated_at = tailrace.clock()
+  update tailrace.deliveries set state = p_state, remote_id = coalesce(p_remote, remote_id), next_at = tailrace.clock(),
+    expires_at = tailrace.clock() + interval '3 days', updated_at = tailrace.clock()
   where key = p_key and state in ('uncertain', 'failed') returning attempts into v_attempts;
   if not found then return false; end if;
   insert into tailrace.delivery_attempts (key, attempt, event, at, actor, remote_id, detail)

@@ -205,6 +205,7 @@ create table tailrace.deliveries (
   attempts    int not null default 0,
   remote_id   text,
   next_at     timestamptz not null,
+  expires_at  timestamptz not null,
   token       uuid,
   lease_until timestamptz,
   error       text,
@@ -214,6 +215,7 @@ create table tailrace.deliveries (
   check ((state = 'sending') = (lease_until is not null))
 ) with (fillfactor = 70);
 create index deliveries_due on tailrace.deliveries (kind, next_at) where state = 'pending';
+create index deliveries_expiring on tailrace.deliveries (expires_at) where state = 'pending';
 create index deliveries_sending on tailrace.deliveries (token) where state = 'sending';
 
 create table tailrace.delivery_attempts (
