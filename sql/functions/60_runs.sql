@@ -2,7 +2,7 @@
 
 -- Opens a run. Waits for pages that are being written (each takes milliseconds), so that everything below the run's end is committed
 -- and gets its slices from this run, everything above from append_staged.
--- p_spec: {lane, quiet, sources: [ids], since, until, max_records, failed, force}
+-- p_spec: {lane, quiet, sources: [ids], since, until, max_records, failed, force, raw_ids}
 create or replace function tailrace.open_run(p_kind text, p_version int, p_spec jsonb) returns bigint language plpgsql
 security definer set search_path = tailrace, pg_temp as $$
 declare v_run bigint;
@@ -60,6 +60,7 @@ declare
   v_until timestamptz := (p_run.spec ->> 'until')::timestamptz;
   v_failed boolean := coalesce((p_run.spec ->> 'failed')::boolean, false);
   v_force boolean := coalesce((p_run.spec ->> 'force')::boolean, false);
+  v_ids bigint[] := (select array_agg(i::bigint) from jsonb_array_elements_text(p_run.spec -> 'raw_ids') i);
   v_lane smallint := coalesce((p_run.spec ->> 'lane')::smallint, 2);
   v_quiet boolean := coalesce((p_run.spec ->> 'quiet')::boolean, false);
   v_plain boolean := p_run.kind = 'cover' and v_since is null and v_until is null and p_left > p_to - p_from;
@@ -82,7 +83,8 @@ begin
       from here h
       left join lateral (select rerun, status from results x where x.version_id = p_run.version_id and x.raw_id = h.id
                          order by rerun desc limit 1) x on true
-      where (v_since is null or h.occurred_at >= v_since) and (v_until is null or h.occurred_at < v_until)),
+      where (v_since is null or h.occurred_at >= v_since) and (v_until is null or h.occurred_at < v_until)
+        and (v_ids is null or h.id = any (v_ids))),
     wanted as (
       select a.id, a.source_id, a.n, coalesce(a.last_rerun + 1, 0)::smallint as rerun
       from asked a
@@ -120,6 +122,16 @@ security definer set search_path = tailrace, pg_temp as $$
     and (p_spec ->> 'until' is null or r.occurred_at < (p_spec ->> 'until')::timestamptz)
   group by s.name order by s.name
 $$;
+
+-- delayed -> due now, by a person: all of a version, or only these records.
+create or replace function tailrace.hasten(p_version int, p_ids bigint[]) returns int language plpgsql as $$
+declare v_due int;
+begin
+  update tailrace.jobs set run_at = tailrace.clock()
+  where version_id = p_version and state = 'd' and run_at > tailrace.clock() and (p_ids = '{}' or raw_id = any (p_ids));
+  get diagnostics v_due = row_count;
+  return v_due;
+end $$;
 
 create or replace function tailrace.set_run_state(p_run bigint, p_state text, p_reason text) returns boolean language plpgsql as $$
 begin

@@ -1,0 +1,137 @@
+"""`tailrace`: what an operator runs. Each command is a function in a module of its own; here are only the words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ops import config, doctor, effects, explain, init, status, up, verify, work
+from ops.migrate import migrate
+from ops.table import as_json
+from worker.core import options
+from worker.core.embedded import database_url
+from worker.core.settings import read
+
+
+def parse(argv: Sequence[str]) -> Any:
+    parser = options.Parser(prog="tailrace", description="raw log, versioned jobs, gated effects: the operator's command")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, *, changes: bool = False, prints: bool = True) -> options.Parser:
+        made: options.Parser = commands.add_parser(name, help=text, description=text)
+        if prints:
+            made.add_argument("--json", action="store_true", help="print JSON")
+        if changes:
+            made.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
+        return made
+
+    made = command("init", "write a first tailrace.toml and a sample inbox", changes=True, prints=False)
+    made.add_argument("folder", nargs="?", default=".", metavar="DIR")
+    made = command("up", "everything on this machine: database, migrations, collector, workers", prints=False)
+    made.add_argument("--workers", type=options.positive, default=2, metavar="N")
+    made.add_argument("--once", action="store_true", help="stop when all is read and settled")
+    command("migrate", "bring the database to this program's schema", changes=True)
+    command("status", "what is where, on one screen")
+    command("sources", "sources with records, lag and coverage")
+    made = command("runs", "replays, covers and other long work", changes=True)
+    made.add_argument("action", nargs="?", default="list", choices=("list", "pause", "resume", "cancel"))
+    made.add_argument("id", nargs="?", type=int)
+    made = command("retry", "open failed records again, and make delayed ones due now", changes=True)
+    made.add_argument("--pipeline", metavar="P")
+    made.add_argument("--raw-id", type=int, action="append", default=[], metavar="N")
+    made.add_argument("--all", action="store_true", help="all pipelines")
+    made = command("stale", "claims past their lease", changes=True)
+    made.add_argument("action", nargs="?", default="report", choices=("report", "reset"))
+    _effects(command("effects", "what versions wanted to send, what the gate said, what the world got", prints=False))
+    made = command("explain", "one raw record, from its revisions to its deliveries")
+    made.add_argument("raw_id", type=int, metavar="RAW_ID")
+    command("config", "every setting, its value and where it comes from")
+    command("doctor", "what is wrong or soon will be; exit code 1 if anything fails")
+    command("verify", "the invariants, each as one query; exit code 1 if any is broken")
+    return parser.parse_args(argv)
+
+
+def _effects(parser: options.Parser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list | explain | release | cancel | resolve")
+
+    def action(name: str, text: str, *, changes: bool = True) -> options.Parser:
+        made: options.Parser = actions.add_parser(name, help=text, description=text)
+        made.add_argument("--json", action="store_true", help="print JSON")
+        if changes:
+            made.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
+        return made
+
+    made = action("list", "the newest effects", changes=False)
+    for name in ("kind", "verdict", "reason", "state"):
+        made.add_argument(f"--{name}", help="state of the delivery" if name == "state" else None)
+    made.add_argument("--limit", type=options.positive, default=50, metavar="N")
+    action("explain", "the whole story of one id or key", changes=False).add_argument("what", metavar="ID | KEY")
+    action("release", "let suppressed effects out, while their gate is open here").add_argument("ids", nargs="+", type=int, metavar="ID")
+    action("cancel", "stop a delivery that has not left").add_argument("key", metavar="KEY")
+    made = action("resolve", "say what became of an uncertain or failed delivery")
+    made.add_argument("key", metavar="KEY")
+    state = made.add_mutually_exclusive_group(required=True)
+    for flag, value in (("sent", "sent"), ("retry", "pending"), ("cancel", "cancelled")):
+        state.add_argument(f"--{flag}", dest="resolution", action="store_const", const=value)
+    made.add_argument("--remote-id", metavar="ID")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return options.guarded(lambda: _main(parse(sys.argv[1:] if argv is None else argv)))
+
+
+def _main(given: Any) -> int:
+    if given.command == "init":
+        return init.init(Path(given.folder), dry_run=given.dry_run)
+    settings, loaded = read()
+    match given.command:
+        case "up":
+            return up.up(settings, workers=given.workers, once=given.once)
+        case "migrate":
+            return _migrate(database_url(settings), given)
+        case "status":
+            return status.status(settings, json=given.json)
+        case "sources":
+            return status.sources(settings, json=given.json)
+        case "runs":
+            return work.runs(settings, given.action, given.id, json=given.json, dry_run=given.dry_run)
+        case "retry":
+            return work.retry(settings, given.pipeline, given.raw_id, every=given.all, json=given.json, dry_run=given.dry_run)
+        case "stale":
+            return work.stale(settings, given.action, json=given.json, dry_run=given.dry_run)
+        case "effects":
+            return _on_effects(settings, given)
+        case "explain":
+            return explain.explain(settings, given.raw_id, json=given.json)
+        case "config":
+            return config.config(settings, loaded, json=given.json)
+        case "doctor":
+            return doctor.doctor(settings, json=given.json)
+        case _:
+            return verify.verify(settings, json=given.json)
+
+
+def _on_effects(settings: Any, given: Any) -> int:
+    match given.action:
+        case "list":
+            return effects.listing(settings, given)
+        case "explain":
+            return effects.explain(settings, given.what, json=given.json)
+        case "release":
+            return effects.release(settings, given.ids, json=given.json, dry_run=given.dry_run)
+        case "cancel":
+            return effects.change(settings, given.key, "cancelled", None, json=given.json, dry_run=given.dry_run)
+        case _:
+            return effects.change(settings, given.key, given.resolution, given.remote_id, json=given.json, dry_run=given.dry_run)
+
+
+def _migrate(url: str, given: Any) -> int:
+    done = migrate(url, dry_run=given.dry_run)
+    if given.json:
+        as_json({"applied": list(done.applied), "functions": done.functions, "migration": done.number, "dry_run": given.dry_run})
+    else:
+        applied = ", ".join(done.applied) or "nothing"
+        print(f"{'would apply' if given.dry_run else 'applied'} {applied}; {done.functions} files of functions; the schema is at migration {done.number}")
+    return 0
