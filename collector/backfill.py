@@ -164,8 +164,9 @@ def _print(reports: list[Report], given: Any, *, stopped: bool) -> int:
     else:
         for r in reports:
             would = "would store" if given.dry_run else "stored"
-            print(f"{r.source}: {r.seen} read, {would} {r.appended}, {r.unchanged} known, {r.stale} older than what is stored, {r.defects} with a defect, "
-                  f"{r.jobs} jobs" + (f", {r.reopened} opened again" if r.reopened else "") + (f"; FAILED: {r.error}" if r.error else ""))  # fmt: skip
+            print(f"{r.source}: {r.seen} read, {would} {r.appended}, {r.unchanged} known, {r.stale} outdated, {r.defects} with a defect, "
+                  f"{r.jobs} jobs" + (f", {r.reopened} opened again" if r.reopened else "")
+                  + (f"; FAILED: {r.error}" if r.error else ""))  # fmt: skip
     if stopped:
         return options.INTERRUPTED
     return options.PARTLY if any(r.error for r in reports) else options.OK if all(r.finished for r in reports) else options.WORK_LEFT

@@ -53,7 +53,8 @@ async def enqueue(settings: Settings, url: str, given: Any, window: tuple[dt.dat
         version = await _version(pool, given.pipeline, given.version or settings.pipeline_version)
         # A retry does what live work would have done; a replay's effects stay intents.
         spec: dict[str, Any] = {
-            "lane": 1 if given.failed else 2, "quiet": not given.failed, "failed": given.failed, "force": given.force, "since": window[0], "until": window[1],
+            "lane": 1 if given.failed else 2, "quiet": not given.failed, "failed": given.failed, "force": given.force,
+            "since": window[0], "until": window[1],
             "max_records": given.max_records, "sources": await _sources(pool, given.source),
         }  # fmt: skip
         text = orjson.dumps({k: v for k, v in spec.items() if v is not None}).decode()
@@ -67,8 +68,10 @@ async def enqueue(settings: Settings, url: str, given: Any, window: tuple[dt.dat
         progress.show(row["records"], last=True)
         await Appender(pool, enqueue=True, bells=1).ring()
     facts = {"run": run, "version": version["name"], "opened": row["records"], "skipped": row["skipped"]}
-    print(json.dumps(facts) if given.json else f"run {run}: opened {row['records']} records for version {version['name']}, {row['skipped']} need nothing "
-          "(done, or open already)")  # fmt: skip
+    if given.json:
+        print(json.dumps(facts))
+    else:
+        print(f"run {run}: opened {row['records']} records for version {version['name']}, {row['skipped']} need nothing (done, or open already)")
     return 0
 
 

@@ -97,7 +97,8 @@ class Live:
 
     async def _patiently(self, call: Any, *args: Any) -> Any:
         """Waits while the database is away; the page stays in hand, so nothing is lost, and a commit whose answer was lost shows
-        as a moved position, so nothing comes twice."""
+        as a moved position, so nothing comes twice.
+        """
         pause = 0.2
         while True:
             try:

@@ -32,7 +32,8 @@ class Appender:
 
     async def append(self, source_id: int, source: str, page: Page, lane: int = 0, expect: dict[str, Any] | None = None) -> asyncpg.Record:
         """Records, their jobs, the cursor and the coverage in one transaction. Raises PositionMoved when `expect` is no longer
-        where the source stands. A record that Postgres refuses is found by halving the page and kept as bytes."""
+        where the source stands. A record that Postgres refuses is found by halving the page and kept as bytes.
+        """
         begun = time.monotonic()
         expected = None if expect is None else orjson.dumps(expect or None).decode()
         row = await self._write(source_id, source, page.records, orjson.dumps(page.position).decode(), lane, expected)
@@ -82,7 +83,9 @@ class Appender:
 
 def _as_bytes(record: RawRecord, why: str) -> RawRecord:
     body = (record.payload or "").encode() if record.body is None else record.body
-    return RawRecord(record.external_id, record.digest, None, body, record.op, record.occurred_at, record.source_time, {**(record.meta or {}), "defect": why})
+    return RawRecord(
+        record.external_id, record.digest, None, body, record.op, record.occurred_at, record.source_time, {**(record.meta or {}), "defect": why}
+    )
 
 
 def _meta(record: RawRecord) -> str | None:

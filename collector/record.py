@@ -24,14 +24,16 @@ class RecordOptions(BaseModel):
     """How the records of a source are read. Every kind of source that takes JSON has these."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    id_field: Names = Field(default_factory=list, description="field (or fields, joined by /) that names a record; dots go deeper; none: its content does")
+    id_field: Names = Field(
+        default_factory=list, description="field (or fields, joined by /) that names a record; dots go deeper; none: its content does"
+    )
     time_field: str | None = Field(None, description="when it happened: ISO 8601 with zone, or epoch seconds or milliseconds")
     version_field: str | None = Field(None, description="when it was last edited; an older one never becomes a revision")
     ignore_fields: Names = Field(default_factory=list, description="fields whose change is no news, e.g. counters")
     delete_field: str | None = Field(None, description="a true value there makes the record a tombstone")
 
 
-class Defect(Exception):  # noqa: N818  a value that travels as an exception inside this file only
+class Defect(Exception):
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.why = why

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ops.migrate import migrate
 from ops.table import as_json
 from worker.core import options
 from worker.core.embedded import database_url
-from worker.core.settings import read
+from worker.core.settings import Settings, read
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -86,45 +86,32 @@ def _main(given: Any) -> int:
     if given.command == "init":
         return init.init(Path(given.folder), dry_run=given.dry_run)
     settings, loaded = read()
-    match given.command:
-        case "up":
-            return up.up(settings, workers=given.workers, once=given.once)
-        case "migrate":
-            return _migrate(database_url(settings), given)
-        case "status":
-            return status.status(settings, json=given.json)
-        case "sources":
-            return status.sources(settings, json=given.json)
-        case "runs":
-            return work.runs(settings, given.action, given.id, json=given.json, dry_run=given.dry_run)
-        case "retry":
-            return work.retry(settings, given.pipeline, given.raw_id, every=given.all, json=given.json, dry_run=given.dry_run)
-        case "stale":
-            return work.stale(settings, given.action, json=given.json, dry_run=given.dry_run)
-        case "effects":
-            return _on_effects(settings, given)
-        case "explain":
-            return explain.explain(settings, given.raw_id, json=given.json)
-        case "config":
-            return config.config(settings, loaded, json=given.json)
-        case "doctor":
-            return doctor.doctor(settings, json=given.json)
-        case _:
-            return verify.verify(settings, json=given.json)
+    run: dict[str, Callable[[], int]] = {
+        "up": lambda: up.up(settings, workers=given.workers, once=given.once),
+        "migrate": lambda: _migrate(database_url(settings), given),
+        "status": lambda: status.status(settings, json=given.json),
+        "sources": lambda: status.sources(settings, json=given.json),
+        "runs": lambda: work.runs(settings, given.action, given.id, json=given.json, dry_run=given.dry_run),
+        "retry": lambda: work.retry(settings, given.pipeline, given.raw_id, every=given.all, json=given.json, dry_run=given.dry_run),
+        "stale": lambda: work.stale(settings, given.action, json=given.json, dry_run=given.dry_run),
+        "effects": lambda: _on_effects(settings, given),
+        "explain": lambda: explain.explain(settings, given.raw_id, json=given.json),
+        "config": lambda: config.config(settings, loaded, json=given.json),
+        "doctor": lambda: doctor.doctor(settings, json=given.json),
+        "verify": lambda: verify.verify(settings, json=given.json),
+    }
+    return run[given.command]()
 
 
-def _on_effects(settings: Any, given: Any) -> int:
-    match given.action:
-        case "list":
-            return effects.listing(settings, given)
-        case "explain":
-            return effects.explain(settings, given.what, json=given.json)
-        case "release":
-            return effects.release(settings, given.ids, json=given.json, dry_run=given.dry_run)
-        case "cancel":
-            return effects.change(settings, given.key, "cancelled", None, json=given.json, dry_run=given.dry_run)
-        case _:
-            return effects.change(settings, given.key, given.resolution, given.remote_id, json=given.json, dry_run=given.dry_run)
+def _on_effects(settings: Settings, given: Any) -> int:
+    run: dict[str, Callable[[], int]] = {
+        "list": lambda: effects.listing(settings, given),
+        "explain": lambda: effects.explain(settings, given.what, json=given.json),
+        "release": lambda: effects.release(settings, given.ids, json=given.json, dry_run=given.dry_run),
+        "cancel": lambda: effects.change(settings, given.key, "cancelled", None, json=given.json, dry_run=given.dry_run),
+        "resolve": lambda: effects.change(settings, given.key, given.resolution, given.remote_id, json=given.json, dry_run=given.dry_run),
+    }
+    return run[given.action]()
 
 
 def _migrate(url: str, given: Any) -> int:
@@ -133,5 +120,7 @@ def _migrate(url: str, given: Any) -> int:
         as_json({"applied": list(done.applied), "functions": done.functions, "migration": done.number, "dry_run": given.dry_run})
     else:
         applied = ", ".join(done.applied) or "nothing"
-        print(f"{'would apply' if given.dry_run else 'applied'} {applied}; {done.functions} files of functions; the schema is at migration {done.number}")
+        print(
+            f"{'would apply' if given.dry_run else 'applied'} {applied}; {done.functions} files of functions; the schema is at migration {done.number}"
+        )
     return 0

@@ -63,7 +63,7 @@ def check_schema(connection: Connection) -> None:
 
 
 def rows(connection: Connection, query: str, parameters: Sequence[Any] | Row = ()) -> list[Row]:
-    return connection.execute(query, parameters).fetchall()  # type: ignore[call-overload,no-any-return]
+    return connection.execute(query, parameters).fetchall()
 
 
 def one(connection: Connection, query: str, parameters: Sequence[Any] | Row = ()) -> Row:

@@ -78,7 +78,12 @@ def demo(source: Path | None) -> int:
 
 def _start(home: Path, config: Path, url: str) -> list[subprocess.Popen[bytes]]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TAILRACE_")}
-    env = kept | {"DATABASE_URL": url, "TAILRACE_CONFIG": str(config), "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "TAILRACE_WORKER__PORT": "0"}
+    env = kept | {
+        "DATABASE_URL": url,
+        "TAILRACE_CONFIG": str(config),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        "TAILRACE_WORKER__PORT": "0",
+    }
     (home / "logs").mkdir(exist_ok=True)
     started = []
     for name, command in [("collector", ["collector", "live"]), *((f"worker-{i}", ["worker"]) for i in range(1, WORKERS + 1))]:
@@ -131,11 +136,15 @@ def _summary(connection: psycopg.Connection[Any], before: int) -> None:
     raw = _count(connection, "select count(*) from tailrace.raw_records")
     edits = _count(connection, "select count(*) from tailrace.raw_records where revision > 1")
     defects = _count(connection, "select count(*) from tailrace.raw_records where meta ? 'defect'")
-    print(f"\nraw        {raw:,} records, {raw - before:,} of them new in this run; {edits:,} edits kept as revisions; {defects} broken lines kept as bytes")
+    print(
+        f"\nraw        {raw:,} records, {raw - before:,} of them new in this run; {edits:,} edits kept as revisions; {defects} broken lines kept as bytes"
+    )
     rows = connection.execute("select pipeline, version, status, count(*) from tailrace.job_status group by 1, 2, 3 order by 1, 2, 3").fetchall()
     for pipeline, version, status, count in rows:
         print(f"results    {pipeline} {version}: {count:,} {status}")
-    rows = connection.execute("select kind, reason, count(*) from tailrace.effects where verdict = 'suppressed' group by 1, 2 order by 1, 2").fetchall()
+    rows = connection.execute(
+        "select kind, reason, count(*) from tailrace.effects where verdict = 'suppressed' group by 1, 2 order by 1, 2"
+    ).fetchall()
     for kind, reason, count in rows:
         print(f"effects    {count:,} of kind {kind} would have been sent: suppressed, {reason}")
     sent = _count(connection, "select count(*) from tailrace.deliveries where state = 'sent'")

@@ -36,7 +36,11 @@ def _schema(connection: Connection, _settings: Settings) -> Iterator[Finding]:
             yield "fail", f"migration {file.number} ({file.name}) here and in the database differ", "restore the file as it was applied"
     yield "ok", f"schema at migration {max(applied)}", ""
     missing = [role for role in ROLES if not rows(connection, "select 1 from pg_roles where rolname = %s", [role])]
-    yield ("fail", f"roles missing: {', '.join(missing)}", "run `tailrace migrate` as a user that may create roles") if missing else ("ok", "roles present", "")
+    yield (
+        ("fail", f"roles missing: {', '.join(missing)}", "run `tailrace migrate` as a user that may create roles")
+        if missing
+        else ("ok", "roles present", "")
+    )
 
 
 def _tables(connection: Connection, _settings: Settings) -> Iterator[Finding]:
@@ -45,7 +49,11 @@ def _tables(connection: Connection, _settings: Settings) -> Iterator[Finding]:
         yield "fail", f"index {row['name']} is invalid", f"reindex index concurrently tailrace.{row['name']}"
     dead = rows(connection, "select n_dead_tup as n, n_live_tup as live from pg_stat_user_tables where relid = 'tailrace.jobs'::regclass")
     if dead and dead[0]["n"] > max(100_000, 10 * dead[0]["live"]):
-        yield "warn", f"{dead[0]['n']} dead rows in tailrace.jobs", "look for an old snapshot below; a worker that logs in as the owner vacuums by itself"
+        yield (
+            "warn",
+            f"{dead[0]['n']} dead rows in tailrace.jobs",
+            "look for an old snapshot below; a worker that logs in as the owner vacuums by itself",
+        )
     else:
         yield "ok", "few dead rows in tailrace.jobs", ""
     held = rows(connection, "select * from tailrace.xmin_holders where seconds > 600 order by seconds desc limit 3")
@@ -56,10 +64,16 @@ def _tables(connection: Connection, _settings: Settings) -> Iterator[Finding]:
 
 
 def _work(connection: Connection, _settings: Settings) -> Iterator[Finding]:
-    stuck = rows(connection, "select count(*) as n from tailrace.jobs where state = 'c' and lease_until < tailrace.clock() - interval '30 seconds'")[0]["n"]
+    stuck = rows(connection, "select count(*) as n from tailrace.jobs where state = 'c' and lease_until < tailrace.clock() - interval '30 seconds'")[
+        0
+    ]["n"]
     yield ("fail", f"{stuck} claims past their lease", "start a worker, or `tailrace stale reset`") if stuck else ("ok", "no stuck claims", "")
     for row in rows(connection, "select * from tailrace.unrunnable"):
-        yield "warn", f"{row['records']} open records of {row['pipeline']} {row['version']} that no worker which is up can run", "start a worker with that version"
+        yield (
+            "warn",
+            f"{row['records']} open records of {row['pipeline']} {row['version']} that no worker which is up can run",
+            "start a worker with that version",
+        )
     for row in rows(connection, "select kind, deliveries from tailrace.delivery_depth where state = 'uncertain'"):
         yield "warn", f"{row['deliveries']} uncertain deliveries of {row['kind']}", "look at the receiver, then `tailrace effects resolve KEY`"
     late = rows(connection, "select pipeline, version, lane, seconds from tailrace.queue_lag where lane = 0 and seconds > 300")
@@ -103,4 +117,3 @@ def doctor(settings: Settings, *, json: bool) -> int:
     for level, what, do in [] if json else found:
         print(f"{level:4}  {what}" + (f"\n      -> {do}" if do and level != "ok" else ""))
     return 1 if any(level == "fail" for level, *_ in found) else 0
-

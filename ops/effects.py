@@ -49,7 +49,9 @@ def explain(settings: Settings, what: str, *, json: bool) -> int:
         effects = _by(connection, what)
         key = effects[0]["key"]
         delivery = one(connection, "select * from tailrace.deliveries where key = %s", [key])
-        ledger = rows(connection, "select at, event, attempt, actor, remote_id, detail from tailrace.delivery_attempts where key = %s order by id", [key])
+        ledger = rows(
+            connection, "select at, event, attempt, actor, remote_id, detail from tailrace.delivery_attempts where key = %s order by id", [key]
+        )
     for effect in effects:
         effect["body_hash"] = effect["body_hash"].hex()
     if json:
@@ -83,12 +85,15 @@ def release(settings: Settings, numbers: list[int], *, json: bool, dry_run: bool
     if json:
         as_json(done)
     for row in [] if json else done:
-        print(f"effect {row['effect']} ({row['key']}): " + ("would be released (dry run)" if dry_run else "released; a worker with this gate open sends it"))
+        print(
+            f"effect {row['effect']} ({row['key']}): "
+            + ("would be released (dry run)" if dry_run else "released; a worker with this gate open sends it")
+        )
     return 0
 
 
 def change(settings: Settings, key: str, state: str, remote: str | None, *, json: bool, dry_run: bool) -> int:
-    """cancel and resolve: what a person knows about a delivery."""
+    """Cancel and resolve: what a person knows about a delivery."""
     with connected(settings) as connection:
         found = one(connection, "select state from tailrace.deliveries where key = %s", [key])
         if not found:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from worker.core.errors import Misconfigured
 
-CONFIG = '''# Tailrace. Every value can be overridden by the environment: TAILRACE_SECTION__NAME, e.g. TAILRACE_WORKER__LEASE_SECONDS=30.
+CONFIG = """# Tailrace. Every value can be overridden by the environment: TAILRACE_SECTION__NAME, e.g. TAILRACE_WORKER__LEASE_SECONDS=30.
 # `tailrace config` shows all settings with their values and origins. The database is named by DATABASE_URL;
 # where that is unset, an embedded PostgreSQL is used.
 
@@ -42,7 +42,7 @@ text = "{source}: {text}"
 [effects.broadcast]
 sink = "jsonl"
 path = "outbox/broadcast.jsonl"
-'''
+"""
 SAMPLE = """{"id": 1, "date": "2026-01-05T08:00:00Z", "text": "Selling a city bike, 120 EUR"}
 {"id": 2, "date": "2026-01-05T08:05:00Z", "text": "Does anybody know a good bike shop?"}
 {"id": 3, "date": "2026-01-05T08:09:00Z", "text": "Four chairs for sale, 80,50 EUR"}

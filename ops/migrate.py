@@ -44,7 +44,7 @@ def _migrate(connection: psycopg.Connection, dry_run: bool) -> Migrated:
             _apply(connection, file)
         with connection.transaction():
             for file in files("functions"):
-                connection.execute(file.text)  # type: ignore[call-overload]
+                connection.execute(file.text)
     names = tuple(f"{f.number:04d}_{f.name}" for f in missing)
     return Migrated(names, len(files("functions")), files("migrations")[-1].number)
 
@@ -71,7 +71,7 @@ def _missing(done: dict[int, tuple[str, str]]) -> list[SqlFile]:
 
 def _apply(connection: psycopg.Connection, file: SqlFile) -> None:
     with connection.transaction():
-        connection.execute(file.text)  # type: ignore[call-overload]
+        connection.execute(file.text)
         connection.execute(
             "create table if not exists tailrace.schema_migrations "
             "(number int primary key, name text not null, digest text not null, applied_at timestamptz not null default clock_timestamp())"

@@ -59,8 +59,12 @@ def warnings(connection: Connection, facts: dict[str, Any]) -> list[str]:
     if not facts["enqueue"]:
         found.append("TAILRACE_ENQUEUE=0: collectors with this setting store raw only and make no jobs")
     for row in rows(connection, "select * from tailrace.unrunnable"):
-        found.append(f"{row['records']} open records of {row['pipeline']} {row['version']} can be run by no worker that is up: start one with that version")
-    stuck = one(connection, "select count(*) as n from tailrace.jobs where state = 'c' and lease_until < tailrace.clock() - interval '30 seconds'")["n"]
+        found.append(
+            f"{row['records']} open records of {row['pipeline']} {row['version']} can be run by no worker that is up: start one with that version"
+        )
+    stuck = one(connection, "select count(*) as n from tailrace.jobs where state = 'c' and lease_until < tailrace.clock() - interval '30 seconds'")[
+        "n"
+    ]
     if stuck:
         found.append(f"{stuck} claims are past their lease: no watchdog runs; start a worker or a collector, or `tailrace stale reset`")
     for row in facts["deliveries"]:

@@ -12,19 +12,22 @@ WIDEST = 60
 
 def text(value: Any) -> str:
     """One value as people read it."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:,.1f}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, dt.datetime):
-        return value.isoformat(timespec="seconds")
-    if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+    match value:
+        case None:
+            found = "-"
+        case bool():
+            found = "yes" if value else "no"
+        case float():
+            found = f"{value:,.1f}"
+        case int():
+            found = f"{value:,}"
+        case dt.datetime():
+            found = value.isoformat(timespec="seconds")
+        case dict() | list():
+            found = json.dumps(value, ensure_ascii=False, default=str)
+        case _:
+            found = str(value)
+    return found
 
 
 def show(found: Sequence[dict[str, Any]], columns: Sequence[str] = (), *, indent: str = "  ") -> None:

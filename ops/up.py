@@ -58,7 +58,10 @@ class Program:
             self.failures += 1
             pause = min(30.0, 0.5 * 2 ** (self.failures - 1))
             self.due = time.monotonic() + pause
-            _say("up", f"{self.name} ended with code {code}; " + ("not restarted: mend the configuration" if self.given_up else f"restarted in {pause:g} s"))
+            _say(
+                "up",
+                f"{self.name} ended with code {code}; " + ("not restarted: mend the configuration" if self.given_up else f"restarted in {pause:g} s"),
+            )
         elif time.monotonic() >= self.due:
             self.due = 0.0
             self.start()
@@ -96,7 +99,10 @@ def up(settings: Settings, *, workers: int, once: bool) -> int:
     done = migrate(url)
     print(f"database   {shown(url)}" + (f" (embedded, in {settings.data_dir})" if settings.database_url is None else ""))
     print(f"schema     migration {done.number}" + (f", applied {', '.join(done.applied)}" if done.applied else ", up to date"))
-    print(f"metrics    http://{settings.collector.host}:{settings.collector.port}/metrics and, for each worker, port {settings.worker.port} and up", flush=True)
+    print(
+        f"metrics    http://{settings.collector.host}:{settings.collector.port}/metrics and, for each worker, port {settings.worker.port} and up",
+        flush=True,
+    )
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _frame: stopping.append(n))

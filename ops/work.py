@@ -46,7 +46,9 @@ def retry(settings: Settings, pipeline: str | None, ids: list[int], *, every: bo
     else:
         for f in facts:
             would = "would be opened again" if dry_run else "opened again"
-            print(f"{f['pipeline']} {f['version']}: {f['failed']} failed records {would}, {f['delayed']} delayed ones {'would be' if dry_run else 'are'} due now")
+            print(
+                f"{f['pipeline']} {f['version']}: {f['failed']} failed records {would}, {f['delayed']} delayed ones {'would be' if dry_run else 'are'} due now"
+            )
     return 0
 
 

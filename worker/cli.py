@@ -33,7 +33,9 @@ def parse(argv: Sequence[str]) -> Any:
     parser.set_defaults(command="run", max_jobs=None, pipeline=None, version=None, json=False)
     commands = parser.add_subparsers(dest="command", metavar="run | drain")
     run = commands.add_parser("run", help="work until stopped (the default)")
-    drain = commands.add_parser("drain", help="work until nothing is due or held, with all side effects off; exit 0 all settled, 3 some failed, 4 work left")
+    drain = commands.add_parser(
+        "drain", help="work until nothing is due or held, with all side effects off; exit 0 all settled, 3 some failed, 4 work left"
+    )
     for command in (run, drain):
         command.add_argument("--max-jobs", type=options.positive, metavar="N", help="stop after so many records")
         command.add_argument("--pipeline", metavar="P", help="only this pipeline")
@@ -145,7 +147,7 @@ async def _summary(worker: Worker, given: Any, seconds: float) -> int:
     if given.json:
         print(json.dumps(facts))
     else:
-        print(f"drained {worker.done} records in {seconds:.1f} s ({facts['records_per_second']:.0f}/s): {totals['ok']} ok, {totals['skipped']} skipped, "
+        print(f"drained {worker.done} records in {seconds:.1f} s ({worker.done / seconds:.0f}/s): {totals['ok']} ok, {totals['skipped']} skipped, "
               f"{totals['failed']} failed, {totals['retried']} to be tried again")  # fmt: skip
         if waiting:
             soon = f", the next in {left['next_seconds']:.0f} s" if left["next_seconds"] is not None else ""

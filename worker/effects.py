@@ -29,7 +29,9 @@ class Effects:
     async def claim(self, kind: str, limit: int, rate: float | None, lease: float) -> tuple[uuid.UUID, list[Delivery]]:
         token = uuid.uuid4()
         rows = await self._pool.fetch(_CLAIM, token, self._worker, kind, limit, rate, lease)
-        return token, [Delivery(r["key"], kind, r["target"], orjson.loads(r["body"]), r["attempt"], r["policy"], r["source"], r["external_id"]) for r in rows]
+        return token, [
+            Delivery(r["key"], kind, r["target"], orjson.loads(r["body"]), r["attempt"], r["policy"], r["source"], r["external_id"]) for r in rows
+        ]
 
     async def finish(self, key: str, token: uuid.UUID, receipt: Receipt) -> None:
         """Raises ClaimLost where the lease ran out meanwhile."""

@@ -21,7 +21,7 @@ Pause = Callable[[Runnable, Outage], Awaitable[None]]
 _DONE = Done()
 
 
-class WorkerCrashed(Exception):  # noqa: N818  it names what happened
+class WorkerCrashed(Exception):
     """A process of the pool died under this slice: the slice is left to the watchdog, which isolates the culprit."""
 
 
@@ -107,7 +107,11 @@ class Executor:
                 value = await function(record, context) if is_async else function(record, context)
             except Exception as error:  # noqa: BLE001  becomes an outcome in the one place
                 value = error
-            outcomes.append(value if value is _DONE or (type(value) is Done and value.output is None and not value.effects and value.meta is None) else await self._outcome(value))
+            outcomes.append(
+                value
+                if value is _DONE or (type(value) is Done and value.output is None and not value.effects and value.meta is None)
+                else await self._outcome(value)
+            )
 
     async def _whole(self, piece: Slice, context: Context) -> None:
         piece.busy_since = time.monotonic()

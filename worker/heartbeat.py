@@ -25,7 +25,7 @@ class Heartbeat:
         held = self._tokens()
         if held:
             caps = [self._cap(pieces) for pieces in held.values()]
-            alive = await self._jobs.beat(list(held), caps, timeout=self._lease - self._every)
+            alive = await self._jobs.beat(list(held), caps, within=self._lease - self._every)
             for token, pieces in held.items():
                 if token not in alive:
                     self._lost(pieces)

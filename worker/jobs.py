@@ -72,7 +72,16 @@ class Jobs:
         """Claims up to `limit` slices from `sources` (id, lower bound), at most `per_source` from each."""
         token = uuid.uuid4()
         rows = await self._pool.fetch(
-            _CLAIM, token, self._worker, runnable.version_id, lane, [s for s, _ in sources], [low for _, low in sources], per_source, limit, self._lease
+            _CLAIM,
+            token,
+            self._worker,
+            runnable.version_id,
+            lane,
+            [s for s, _ in sources],
+            [low for _, low in sources],
+            per_source,
+            limit,
+            self._lease,
         )
         return await self._slices(runnable, token, rows)
 
@@ -89,8 +98,23 @@ class Jobs:
             source = self._sources.get(source_id) or await self._name(source_id)
             records = [Record(row, source) for row in rows[at : at + n_rows]]
             slices.append(
-                Slice(runnable, token, source_id, source, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, bool(quiet), due,
-                      rows[at]["error"], records)  # fmt: skip
+                Slice(
+                    runnable,
+                    token,
+                    source_id,
+                    source,
+                    raw_id,
+                    raw_id_to,
+                    n_rows,
+                    lane,
+                    rerun,
+                    attempt,
+                    crashes,
+                    bool(quiet),
+                    due,
+                    rows[at]["error"],
+                    records,
+                )
             )
             at += n_rows
         return slices
@@ -99,9 +123,9 @@ class Jobs:
         self._sources = dict(await self._pool.fetch("select id, name from tailrace.sources"))
         return self._sources[source_id]
 
-    async def beat(self, tokens: Sequence[uuid.UUID], caps: Sequence[float], timeout: float) -> set[uuid.UUID]:
+    async def beat(self, tokens: Sequence[uuid.UUID], caps: Sequence[float], within: float) -> set[uuid.UUID]:
         """Extends the leases of these claims; what does not come back is lost."""
-        rows = await self._pool.fetch("select * from tailrace.beat($1, $2, $3)", tokens, caps, self._lease, timeout=timeout)
+        rows = await self._pool.fetch("select * from tailrace.beat($1, $2, $3)", tokens, caps, self._lease, timeout=within)
         return {row[0] for row in rows}
 
     async def give_back(self, tokens: Sequence[uuid.UUID]) -> int:
@@ -118,7 +142,7 @@ class Jobs:
 
     async def advance_runs(self, ids: int) -> list[asyncpg.Record]:
         """One step of every open run that has a version."""
-        return await self._pool.fetch(
+        return await self._pool.fetch(  # type: ignore[no-any-return]
             "select r.id, a.* from tailrace.runs r cross join lateral tailrace.advance_run(r.id, $1) a "
             "where r.version_id is not null and (r.state = 'active' or (r.state = 'paused' and r.resume_at <= tailrace.clock()))",
             ids,

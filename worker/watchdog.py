@@ -21,7 +21,15 @@ class Watchdog:
     """`give_up` is called when a thread hangs past its deadline: only a new process gets rid of it."""
 
     def __init__(
-        self, jobs: Jobs, lines: list[Line], feeder: Feeder, pool: asyncpg.Pool, every: float, max_crashes: int, gates: list[str], give_up: Callable[[str], None]
+        self,
+        jobs: Jobs,
+        lines: list[Line],
+        feeder: Feeder,
+        pool: asyncpg.Pool,
+        every: float,
+        max_crashes: int,
+        gates: list[str],
+        give_up: Callable[[str], None],
     ) -> None:
         self._jobs = jobs
         self._lines = lines
@@ -80,7 +88,9 @@ class Watchdog:
         for line in self._lines:
             for piece in line.hanging():
                 task = line.running[piece]
-                emit("processor.overdue", pipeline=line.runnable.pipeline, raw_id=piece.raw_id, error=f"no outcome after {line.runnable.deadline:g} s")
+                emit(
+                    "processor.overdue", pipeline=line.runnable.pipeline, raw_id=piece.raw_id, error=f"no outcome after {line.runnable.deadline:g} s"
+                )
                 if not line.executor.hands_over:
                     task.cancel()
                 elif not line.executor.kill():

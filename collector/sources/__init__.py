@@ -104,6 +104,10 @@ def _build(name: str, spec: SourceSpec, settings: CollectorSettings) -> Source:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(p) for p in problem["loc"])
-        hint = nearest(str(problem["loc"][0]), kind.options.model_fields) if problem["type"] == "extra_forbidden" and problem["loc"] else f"see [sources.{name}]"
+        hint = (
+            nearest(str(problem["loc"][0]), kind.options.model_fields)
+            if problem["type"] == "extra_forbidden" and problem["loc"]
+            else f"see [sources.{name}]"
+        )
         raise Misconfigured(f"sources.{name}: {where}: {problem['msg']}", hint) from error
     return kind.make(name, options, settings)

@@ -91,7 +91,9 @@ class Files:
         """Once per failure, not once per look; the other files go on."""
         if str(path) not in self._failed:
             self._failed.add(str(path))
-            emit("source.failed", source=self.name, file=str(path), error=repr(error), hint="mend or move the file; the other files are read meanwhile")
+            emit(
+                "source.failed", source=self.name, file=str(path), error=repr(error), hint="mend or move the file; the other files are read meanwhile"
+            )
 
     def _files(self, entries: dict[str, Entry]) -> list[_File]:
         """What the path names now, oldest first, and unread rests of files that were renamed out of it."""
@@ -118,7 +120,7 @@ class Files:
                 inner.sort()
                 yield from (Path(folder) / n for n in sorted(names))
         elif any(c in self._o.path for c in "*?["):
-            yield from (Path(p) for p in sorted(glob.glob(str(base), recursive=True)))
+            yield from (Path(p) for p in sorted(glob.glob(str(base), recursive=True)))  # noqa: PTH207  takes absolute patterns
         elif base.exists():
             yield base
         else:
@@ -147,7 +149,7 @@ class Files:
 
     def _same(self, file: _File, entry: Entry) -> bool:
         """Not another file under the old inode, nor one that was cut off and written anew."""
-        return file.size >= entry["offset"] and head_digest(file.path, entry["head_bytes"]) == entry["head"]
+        return bool(file.size >= entry["offset"] and head_digest(file.path, entry["head_bytes"]) == entry["head"])
 
     def _changed(self, file: _File, entry: Entry | None) -> Iterator[tuple[list[Any], Entry]]:
         state = {"name": file.path.name, "size": file.size, "mtime": file.mtime}

@@ -8,10 +8,9 @@ import gzip
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import orjson
 
@@ -33,7 +32,7 @@ def shape_of(name: str) -> tuple[str, str] | None:
     """(`.jsonl`, `.gz`) of a file name; None for a file that we do not read. Rotated names (`x.jsonl.1`) count."""
     stem, packed = name, ""
     while True:
-        base, suffix = os.path.splitext(stem)
+        base, suffix = Path(stem).stem, Path(stem).suffix
         if suffix in SUFFIXES:
             return suffix, packed
         if suffix in PACKED and not packed:
@@ -45,7 +44,7 @@ def shape_of(name: str) -> tuple[str, str] | None:
 
 def open_plain(path: Path, packed: str) -> IO[bytes]:
     if packed == ".gz":
-        return gzip.open(path, "rb")
+        return cast("IO[bytes]", gzip.open(path, "rb"))
     if packed == ".zst":
         import zstandard  # noqa: PLC0415  only for such files
 

@@ -25,6 +25,7 @@ from worker.core.events import emit
 from worker.core.models import RawRecord
 from worker.core.settings import CollectorSettings, Seconds
 
+_NOTHING: tuple[Page, ...] = ()
 WAITING = 2000  # calls that may wait for their commit; the next is asked to come back
 
 
@@ -34,7 +35,9 @@ class WebhookOptions(RecordOptions):
     secret_env: str | None = Field(None, description="environment variable that holds the shared secret")
     secret_file: str | None = Field(None, description="file that holds the shared secret")
     insecure: bool = Field(False, description="take unsigned calls")
-    signature: Literal["tailrace", "github"] = Field("tailrace", description="tailrace: over `timestamp.body`; github: X-Hub-Signature-256 over the body")
+    signature: Literal["tailrace", "github"] = Field(
+        "tailrace", description="tailrace: over `timestamp.body`; github: X-Hub-Signature-256 over the body"
+    )
     signature_header: str = "X-Tailrace-Signature"
     timestamp_header: str = "X-Tailrace-Timestamp"
     tolerance: Seconds = Field(300.0, description="how far the timestamp may be from now")
@@ -42,7 +45,7 @@ class WebhookOptions(RecordOptions):
     split: bool = Field(False, description="a JSON array is one record per element")
 
 
-class _Refused(Exception):  # noqa: N818  an answer, not a failure of ours
+class _Refused(Exception):
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(message)
         self.status, self.reason = status, reason
@@ -83,12 +86,12 @@ class Webhook:
     async def tail(self, position: dict[str, Any], stop: asyncio.Event) -> AsyncGenerator[Page, None]:
         """Nothing to read: calls come by `routes`."""
         await stop.wait()
-        for page in ():
+        for page in _NOTHING:
             yield page
 
     async def fetch(self, position: dict[str, Any]) -> AsyncGenerator[Page, None]:
         """A webhook has no history that could be asked for."""
-        for page in ():
+        for page in _NOTHING:
             yield page
 
     def routes(self, append: Callable[[Page], Any]) -> list[BaseRoute]:

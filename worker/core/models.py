@@ -142,7 +142,7 @@ class Fail:
 Outcome = Done | Skip | Retry | Fail
 
 
-class Outage(Exception):  # noqa: N818  it names what happened, as KeyboardInterrupt does
+class Outage(Exception):
     """Raise it in a processor when what it depends on is away: nothing of this version is claimed for `seconds`, no attempt is used up."""
 
     def __init__(self, reason: str, seconds: float = 30.0) -> None:

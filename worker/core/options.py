@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, which says what was probably meant."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         hint = ""

@@ -114,7 +114,9 @@ class EffectSpec(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     open: bool = Field(False, description="the gate; set it by TAILRACE_EFFECTS__KIND=1")
     sink: str = Field(description="jsonl, webhook or telegram")
-    policy: Literal["never_twice", "never_lost"] | None = Field(None, description="who decides when an outcome cannot be known; default: what the sink can")
+    policy: Literal["never_twice", "never_lost"] | None = Field(
+        None, description="who decides when an outcome cannot be known; default: what the sink can"
+    )
     rate: float | None = Field(None, gt=0, description="most deliveries a second, all processes together")
     max_age: Seconds | None = Field(None, description="older records (by occurred_at) release nothing")
     hold: Seconds = Field(0.0, description="a delivery waits this long, so that it can be cancelled")
@@ -149,8 +151,8 @@ class Settings(BaseSettings):
         return {name if ":" in name else f"{spec.kind}:{name}": spec for name, spec in sources.items()}
 
     @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_others: Any
+    def settings_customise_sources(  # type: ignore[override]  # only `init`: config.py reads file and environment, with origins
+        cls, _settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_others: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
 
@@ -166,9 +168,13 @@ def read(environ: dict[str, str] | None = None, cwd: Path | None = None) -> tupl
         settings = Settings(**loaded.values)
         beat, lease = settings.worker.beat_seconds, settings.worker.lease_seconds
         if beat * 3 > lease:
-            raise Misconfigured(f"worker.beat_seconds = {beat:g} is more than a third of worker.lease_seconds = {lease:g}", "lower the one or raise the other")
+            raise Misconfigured(
+                f"worker.beat_seconds = {beat:g} is more than a third of worker.lease_seconds = {lease:g}", "lower the one or raise the other"
+            )
     except ValidationError as error:
-        raise Misconfigured(_explained(error, loaded), f"settings come from {loaded.path or 'the environment'}; `tailrace config` shows them all") from error
+        raise Misconfigured(
+            _explained(error, loaded), f"settings come from {loaded.path or 'the environment'}; `tailrace config` shows them all"
+        ) from error
     return settings, loaded
 
 

@@ -1,18 +1,18 @@
-"""rules: regular expressions and keywords from the configuration; typed fields out, labels, and effects for what matches.
+r"""rules: regular expressions and keywords from the configuration; typed fields out, labels, and effects for what matches.
 
-    [pipelines.news.options]
-    text = "text"                                  # field of the payload that is read; dots go deeper
-    [[pipelines.news.options.fields]]
-    name = "price"
-    pattern = '(\\d+(?:[.,]\\d+)?) ?EUR'
-    type = "number"
-    [[pipelines.news.options.labels]]
-    name = "sale"
-    any = ["sale", "discount"]
-    [[pipelines.news.options.effects]]
-    kind = "broadcast"
-    when = "sale"
-    text = "{source}: {text}"
+[pipelines.news.options]
+text = "text"                                  # field of the payload that is read; dots go deeper
+[[pipelines.news.options.fields]]
+name = "price"
+pattern = '(\\d+(?:[.,]\\d+)?) ?EUR'
+type = "number"
+[[pipelines.news.options.labels]]
+name = "sale"
+any = ["sale", "discount"]
+[[pipelines.news.options.effects]]
+kind = "broadcast"
+when = "sale"
+text = "{source}: {text}"
 """
 
 from __future__ import annotations

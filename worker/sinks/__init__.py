@@ -82,6 +82,4 @@ def build(effect: str, spec: EffectSpec) -> Sink:
 
 def gates(settings: Settings) -> dict[str, dict[str, Any]]:
     """The open gates as tailrace.settle takes them. A kind that is not in it is suppressed."""
-    return {
-        kind: {"policy": policy_of(kind, spec), "max_age": spec.max_age, "hold": spec.hold} for kind, spec in settings.open_gates.items()
-    }
+    return {kind: {"policy": policy_of(kind, spec), "max_age": spec.max_age, "hold": spec.hold} for kind, spec in settings.open_gates.items()}

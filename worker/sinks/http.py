@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import httpx
 
@@ -29,7 +30,7 @@ async def post(
     client: httpx.AsyncClient, url: str, content: bytes, headers: dict[str, str], policy: str, sent: Callable[[httpx.Response], Receipt], shown: str
 ) -> Receipt:
     """One POST. An ambiguous failure is `uncertain` under never_twice and tried again otherwise. `shown`: the address without secrets."""
-    ambiguous = "uncertain" if policy == "never_twice" else "retry"
+    ambiguous: Literal["uncertain", "retry"] = "uncertain" if policy == "never_twice" else "retry"
     try:
         response = await client.post(url, content=content, headers=headers)
     except _SURELY_NOT as error:

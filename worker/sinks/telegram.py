@@ -1,5 +1,6 @@
 """telegram: sendMessage of the Bot API over plain HTTP. The API knows no idempotency key, so an unknown outcome waits for a person
-unless the kind says never_lost."""
+unless the kind says never_lost.
+"""
 
 from __future__ import annotations
 

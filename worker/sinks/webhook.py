@@ -33,7 +33,9 @@ class WebhookOptions(BaseModel):
 def from_env(kind: str, name: str) -> SecretStr:
     value = os.environ.get(name)
     if not value:
-        raise Misconfigured(f"effects.{kind}: the environment variable {name} is not set", "the gate of this kind is open, so its credential is needed")
+        raise Misconfigured(
+            f"effects.{kind}: the environment variable {name} is not set", "the gate of this kind is open, so its credential is needed"
+        )
     return SecretStr(value)
 
 
