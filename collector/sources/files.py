@@ -13,13 +13,13 @@ from pydantic import Field
 
 from collector.record import Builder, RecordOptions
 from collector.sources import Page, source
+from collector.sources.identity import Found, moved, remember
 from collector.sources.reading import Entry, Piece, head_digest, lines, shape_of, whole
 from worker.core.events import emit
 from worker.core.service import rest_or_wake
 from worker.core.settings import CollectorSettings
 
 HEAD_BYTES = 256
-REMEMBERED = 5000  # identities kept for files that are gone
 
 
 class FilesOptions(RecordOptions):
@@ -27,23 +27,6 @@ class FilesOptions(RecordOptions):
 
     path: str = Field(description="a file, a folder (searched to the bottom) or a glob")
     max_line_bytes: int = Field(64_000_000, ge=1000, description="a longer line is passed over and recorded as a defect")
-
-
-class _File:
-    """One file that was found: its identity is device and inode, checked by its first bytes, whatever its name."""
-
-    __slots__ = ("identity", "mtime", "path", "shape", "size")
-
-    def __init__(self, path: Path, shape: tuple[str, str]) -> None:
-        found = path.stat()
-        self.path, self.shape = path, shape
-        self.size, self.mtime = found.st_size, found.st_mtime_ns
-        self.identity = f"{found.st_dev:x}-{found.st_ino:x}"
-
-    @property
-    def grows(self) -> bool:
-        """Lines of a plain file are read from an offset; every other file is read as a whole when it changes."""
-        return self.shape in ((".jsonl", ""), (".ndjson", ""))
 
 
 @source("files", FilesOptions)
@@ -80,7 +63,7 @@ class Files:
         for file in self._files(entries):
             try:
                 for records, entry in self._pages(file, entries.get(file.identity), final=final or self._rotated(file)):
-                    entries = _remember(entries, file.identity, entry)
+                    entries = remember(entries, file.identity, entry)
                     yield Page(records, {"files": entries})
                     await asyncio.sleep(0)
                 self._failed.discard(str(file.path))
@@ -95,22 +78,22 @@ class Files:
                 "source.failed", source=self.name, file=str(path), error=repr(error), hint="mend or move the file; the other files are read meanwhile"
             )
 
-    def _files(self, entries: dict[str, Entry]) -> list[_File]:
+    def _files(self, entries: dict[str, Entry]) -> list[Found]:
         """What the path names now, oldest first, and unread rests of files that were renamed out of it."""
-        found: dict[str, _File] = {}
+        found: dict[str, Found] = {}
         for path in self._paths():
             shape = shape_of(path.name)
             if shape is None:
                 continue
             try:
                 if path.is_file():
-                    file = _File(path, shape)
+                    file = Found(path, shape)
                     found.setdefault(file.identity, file)
             except OSError as error:
                 self._report(path, error)
         for identity, entry in entries.items():
-            if identity not in found and "offset" in entry and (moved := _moved(identity, entry)):
-                found[identity] = moved
+            if identity not in found and "offset" in entry and (elsewhere := moved(identity, entry)):
+                found[identity] = elsewhere
         return sorted(found.values(), key=lambda f: (f.mtime, f.path.name))
 
     def _paths(self) -> Iterator[Path]:
@@ -126,17 +109,17 @@ class Files:
         else:
             self._report(base, FileNotFoundError("there is no such file or folder yet"))
 
-    def _rotated(self, file: _File) -> bool:
+    def _rotated(self, file: Found) -> bool:
         """A file whose name ends in a number is written no more: its last line counts even without newline."""
         return file.path.suffix[1:].isdigit()
 
-    def _pages(self, file: _File, entry: Entry | None, *, final: bool) -> Iterator[tuple[list[Any], Entry]]:
+    def _pages(self, file: Found, entry: Entry | None, *, final: bool) -> Iterator[tuple[list[Any], Entry]]:
         if file.grows:
             yield from self._grown(file, entry, final=final)
         elif entry is None or (entry.get("size"), entry.get("mtime")) != (file.size, file.mtime) or not entry.get("done"):
             yield from self._changed(file, entry)
 
-    def _grown(self, file: _File, entry: Entry | None, *, final: bool) -> Iterator[tuple[list[Any], Entry]]:
+    def _grown(self, file: Found, entry: Entry | None, *, final: bool) -> Iterator[tuple[list[Any], Entry]]:
         offset = entry["offset"] if entry and "offset" in entry and self._same(file, entry) else 0
         if offset >= file.size:
             return
@@ -147,11 +130,11 @@ class Files:
                 head = {"head": head_digest(file.path, length), "head_bytes": length}
                 yield self._records(file, pieces), {"name": file.path.name, "folder": str(file.path.parent), "offset": end, **head}
 
-    def _same(self, file: _File, entry: Entry) -> bool:
+    def _same(self, file: Found, entry: Entry) -> bool:
         """Not another file under the old inode, nor one that was cut off and written anew."""
         return bool(file.size >= entry["offset"] and head_digest(file.path, entry["head_bytes"]) == entry["head"])
 
-    def _changed(self, file: _File, entry: Entry | None) -> Iterator[tuple[list[Any], Entry]]:
+    def _changed(self, file: Found, entry: Entry | None) -> Iterator[tuple[list[Any], Entry]]:
         state = {"name": file.path.name, "size": file.size, "mtime": file.mtime}
         skip = entry.get("index", 0) if entry and (entry.get("size"), entry.get("mtime")) == (file.size, file.mtime) else 0
         pieces = (p for p in whole(file.path, *file.shape, self._o.max_line_bytes) if p.end > skip)
@@ -173,31 +156,9 @@ class Files:
         if batch:
             yield batch
 
-    def _records(self, file: _File, pieces: list[Piece]) -> list[Any]:
+    def _records(self, file: Found, pieces: list[Piece]) -> list[Any]:
         name = file.path.name
         build, broken = self._builder.build, self._builder.broken
         return [
             broken(p.raw, p.why, {"file": name, "at": p.end}) if p.why else build(p.raw, {"file": name, "at": p.end}) for p in pieces if p.raw.strip()
         ]
-
-
-def _moved(identity: str, entry: Entry) -> _File | None:
-    """A file that was renamed while a part of it was unread, found in its folder by its inode."""
-    try:
-        with os.scandir(entry["folder"]) as around:
-            for other in around:
-                if other.inode() == int(identity.split("-")[1], 16) and other.is_file(follow_symlinks=False):
-                    file = _File(Path(other.path), (".jsonl", ""))
-                    return file if file.size > entry["offset"] and head_digest(file.path, entry["head_bytes"]) == entry["head"] else None
-    except (OSError, KeyError):
-        return None
-    return None
-
-
-def _remember(entries: dict[str, Entry], identity: str, entry: Entry) -> dict[str, Entry]:
-    """The newest last; the oldest beyond the bound are forgotten (their records would be known again by key)."""
-    kept = {k: v for k, v in entries.items() if k != identity}
-    while len(kept) >= REMEMBERED:
-        del kept[next(iter(kept))]
-    kept[identity] = entry
-    return kept

@@ -27,6 +27,13 @@ AWAY = (
     TimeoutError,
 )
 _WRONG = (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+_UNUSABLE = (
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.InvalidParameterValueError,
+    asyncpg.UndefinedObjectError,
+    asyncpg.ClientConfigurationError,
+)
+_SESSION = {"client_min_messages": "warning", "idle_in_transaction_session_timeout": "60000", "lock_timeout": "20000", "jit": "off"}
 
 
 def shown(url: str) -> str:
@@ -41,17 +48,10 @@ async def connect_pool(url: str, settings: DatabaseSettings, program: str, role:
         if settings.pooler == "none" and settings.set_role:
             await connection.execute(f"set role {role}")
 
-    extra: dict[str, Any] = {"application_name": f"tailrace {program}"}
+    extra = {"application_name": f"tailrace {program}"}
     if settings.pooler == "none":
-        extra |= {
-            "client_min_messages": "warning",
-            "idle_in_transaction_session_timeout": "60000",
-            "statement_timeout": str(int(settings.statement_timeout * 1000)),
-            "lock_timeout": "20000",
-            "jit": "off",
-        }
+        extra |= _SESSION | {"statement_timeout": str(int(settings.statement_timeout * 1000))}
     cached = {} if settings.pooler == "none" and settings.prepare else {"statement_cache_size": 0}
-
     async for attempt in tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(AWAY),
         wait=tenacity.wait_random_exponential(0.2, max=5),
@@ -73,13 +73,18 @@ async def connect_pool(url: str, settings: DatabaseSettings, program: str, role:
                     max_inactive_connection_lifetime=300,
                     **cached,
                 )
-            except _WRONG as error:
-                raise Misconfigured(f"the database refuses {shown(url)}: {error}", "check DATABASE_URL: user, password and database name") from error
-            except (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError, asyncpg.UndefinedObjectError) as error:
-                raise Misconfigured(f"cannot work as {role}: {error}", "run `tailrace migrate` as the owner of the database") from error
-            except (ValueError, asyncpg.ClientConfigurationError) as error:
-                raise Misconfigured(f"DATABASE_URL is not usable: {error}", "write it as postgresql://user:password@host:5432/database") from error
+            except (*_WRONG, *_UNUSABLE, ValueError) as error:
+                raise _refusal(error, url, role) from error
     raise AssertionError("unreachable")
+
+
+def _refusal(error: Exception, url: str, role: str) -> Misconfigured:
+    """What waiting cannot mend, and what to do about it."""
+    if isinstance(error, _WRONG):
+        return Misconfigured(f"the database refuses {shown(url)}: {error}", "check DATABASE_URL: user, password and database name")
+    if isinstance(error, _UNUSABLE[:-1]):
+        return Misconfigured(f"cannot work as {role}: {error}", "run `tailrace migrate` as the owner of the database")
+    return Misconfigured(f"DATABASE_URL is not usable: {error}", "write it as postgresql://user:password@host:5432/database")
 
 
 async def _keep(_connection: asyncpg.Connection) -> None:
