@@ -93,7 +93,7 @@ async def _work(settings: Settings, url: str, pool: asyncpg.Pool, runnables: lis
 async def _dispatching(settings: Settings, pool: asyncpg.Pool, worker: Worker) -> None:
     from worker.dispatcher import Dispatcher  # noqa: PLC0415  a drain never loads a sink
 
-    dispatcher = Dispatcher(pool, settings, worker.name)
+    dispatcher = Dispatcher(pool, settings, worker.name, worker.released)
     try:
         await service.run("dispatch", dispatcher.step, worker.stop, wake=worker.released)
     finally:

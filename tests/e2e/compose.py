@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LINES, STEPS, MORE = 12_000, 12, 1_000
+PAGE, PAGES, TRIES = 1_000, 12, 5
 
 
 def free_port() -> int:
@@ -39,6 +39,7 @@ class Stack:
 
     def __init__(self, inbox: Path) -> None:
         self.inbox = inbox
+        self.written = 0
         self.prometheus = free_port()
         self.project = f"tailrace-e2e-{os.getpid()}"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("TAILRACE_", "POSTGRES_", "COMPOSE_"))}
@@ -53,7 +54,10 @@ class Stack:
         return subprocess.run(args, cwd=ROOT, env=self.environ, capture_output=True, text=True, timeout=seconds, check=False)
 
     def compose(self, *args: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
-        return self.run("docker", "compose", "-p", self.project, *args, seconds=seconds)
+        return self.run(*self.command(*args), seconds=seconds)
+
+    def command(self, *args: str) -> tuple[str, ...]:
+        return ("docker", "compose", "-p", self.project, *args)
 
     def sql(self, query: str) -> int:
         done = self.compose("exec", "-T", "postgres", "psql", "-U", "tailrace", "-d", "tailrace", "-Atc", query)
@@ -72,11 +76,17 @@ class Stack:
         with urllib.request.urlopen(address, timeout=5) as answer:
             return json.load(answer)["data"]["result"]
 
-    def append(self, first: int, count: int) -> None:
+    def append(self, count: int = PAGE) -> None:
         """Messages of several channels; every seventh asks for an effect."""
-        with (self.inbox / f"channel-{first % 3}.jsonl").open("a") as file:
-            for n in range(first, first + count):
+        with (self.inbox / f"channel-{self.written // PAGE % 3}.jsonl").open("a") as file:
+            for n in range(self.written, self.written + count):
                 file.write(json.dumps({"id": f"m{n}", "text": f"message {n} for {n % 90 + 1} EUR" + (" sale" if n % 7 == 0 else "")}) + "\n")
+        self.written += count
+
+    def held_by(self, container: str) -> int:
+        """Records that this worker has claimed and not settled."""
+        host = self.inspect(container, "{{.Config.Hostname}}")
+        return self.sql(f"select coalesce(sum(n_rows), 0) from tailrace.jobs where state = 'c' and worker like '{host}:%'")
 
 
 def check(what: str, good: object, detail: str = "") -> None:
@@ -98,12 +108,30 @@ def until(condition: Callable[[], object], seconds: float) -> bool:
     return False
 
 
-def kill(pid: int) -> None:
-    """SIGKILL from outside the container, so that its restart policy sees a crash and not an order."""
+def send(pid: int, number: int) -> None:
+    """A signal from outside the container: its restart policy sees a crash and not an order."""
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     except PermissionError:
-        subprocess.run(["sudo", "-n", "kill", "-9", str(pid)], check=True)
+        subprocess.run(["sudo", "-n", "kill", f"-{number}", str(pid)], check=True)
+
+
+def kill_while_it_holds(stack: Stack, container: str) -> int:
+    """Keeps results from being written, so that claims stay open, and kills the worker. Returns how many records it held."""
+    pid = int(stack.inspect(container, "{{.State.Pid}}"))
+    lock = "begin; lock table tailrace.results in share mode; select pg_sleep(15)"
+    psql = ("exec", "-T", "postgres", "psql", "-q", "-d", "dbname=tailrace user=tailrace application_name=e2e-lock", "-c", lock)
+    with subprocess.Popen(stack.command(*psql), cwd=ROOT, env=stack.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as locking:
+        until(lambda: stack.sql("select count(*) from pg_locks where mode = 'ShareLock' and granted and relation = 'tailrace.results'::regclass"), 5)
+        for _ in range(TRIES):
+            stack.append(2 * PAGE)
+            if until(lambda: stack.held_by(container), 2):
+                break
+        held = stack.held_by(container)
+        send(pid, signal.SIGKILL)
+        stack.sql("select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'e2e-lock'")
+        locking.wait(20)
+    return held
 
 
 def brings_up(stack: Stack) -> None:
@@ -120,26 +148,24 @@ def brings_up(stack: Stack) -> None:
 
 
 def settles_through_a_crash(stack: Stack) -> None:
-    started = time.monotonic()
-    size = LINES // STEPS
-    for step in range(STEPS // 2):
-        stack.append(step * size, size)
+    for _ in range(PAGES // 2):
+        stack.append()
     check("results come in", until(lambda: stack.sql("select count(*) from tailrace.results") > 0, 60))
     victim = stack.containers("worker")[0]
-    pid = int(stack.inspect(victim, "{{.State.Pid}}"))
-    stack.append(STEPS // 2 * size, size)
-    kill(pid)
-    done = stack.sql("select count(*) from tailrace.results")
-    print(f"      killed worker process {pid} with {done} of {LINES} records settled", flush=True)
-    for step in range(STEPS // 2 + 1, STEPS):
-        stack.append(step * size, size)
+    held = kill_while_it_holds(stack, victim)
+    started = time.monotonic()
+    check("a worker is killed in the middle of its work", held, f"it held {held} records")
+    for _ in range(PAGES // 2):
+        stack.append()
     restarted = until(lambda: stack.inspect(victim, "{{.RestartCount}} {{.State.Health.Status}}") == "1 healthy", 60)
-    check("the killed worker's container restarts", restarted, stack.inspect(victim, "restarts {{.RestartCount}}, {{.State.Health.Status}}"))
-    settled = until(lambda: stack.sql("select count(*) from tailrace.results") >= LINES, 120)
-    check("everything is settled", settled, f"{stack.sql('select count(*) from tailrace.results')} of {LINES} in {time.monotonic() - started:.1f} s")
+    check("its container restarts", restarted, stack.inspect(victim, "restarts {{.RestartCount}}, {{.State.Health.Status}}"))
+    settled = until(lambda: stack.sql("select count(*) from tailrace.results") >= stack.written, 120)
+    done = stack.sql("select count(*) from tailrace.results")
+    check("everything is settled", settled, f"{done} of {stack.written}, {time.monotonic() - started:.1f} s after the kill")
 
 
-def lost_nothing(stack: Stack, wanted: int) -> None:
+def lost_nothing(stack: Stack) -> None:
+    wanted = stack.written
     raw = stack.sql("select count(*) from tailrace.raw_records")
     distinct = stack.sql("select count(distinct (source_id, external_id)) from tailrace.raw_records")
     check("every line is stored once", raw == distinct == wanted, f"{raw} records, {distinct} keys, {wanted} lines")
@@ -147,7 +173,7 @@ def lost_nothing(stack: Stack, wanted: int) -> None:
     check("every record has one good result", results == stack.sql("select count(*) from tailrace.results") == wanted, str(results))
     check("no job is left", until(lambda: stack.sql("select count(*) from tailrace.jobs") == 0, 20))
     verified = stack.compose("exec", "-T", "collector", "tailrace", "verify")
-    check("tailrace verify finds nothing", verified.returncode == 0, (verified.stdout + verified.stderr).strip()[-600:])
+    check("tailrace verify finds nothing", verified.returncode == 0, (verified.stdout + verified.stderr).strip().splitlines()[-1])
 
 
 def shows_metrics(stack: Stack) -> None:
@@ -162,11 +188,12 @@ def shows_metrics(stack: Stack) -> None:
 
 def drains_without_effects(stack: Stack) -> None:
     stack.compose("stop", "worker")
-    stack.append(LINES, MORE)
-    check("the collector goes on alone", until(lambda: stack.sql("select count(*) from tailrace.raw_records") == LINES + MORE, 60))
+    first = stack.written
+    stack.append()
+    check("the collector goes on alone", until(lambda: stack.sql("select count(*) from tailrace.raw_records") == stack.written, 60))
     drained = stack.compose("run", "--rm", "-T", "-e", "TAILRACE_EFFECTS__BROADCAST=1", "drain", seconds=180)
     check("drain with an open gate ends with 0", drained.returncode == 0, (drained.stdout or drained.stderr).strip()[-400:])
-    asked = sum(n % 7 == 0 for n in range(LINES, LINES + MORE))
+    asked = sum(n % 7 == 0 for n in range(first, stack.written))
     kept = stack.sql("select count(*) from tailrace.effects where verdict = 'suppressed' and reason = 'drain'")
     check("its effects are suppressed with reason drain", kept == asked, f"{kept} of {asked}")
     check("nothing left", stack.sql("select count(*) from tailrace.deliveries") == 0)
@@ -182,10 +209,10 @@ def main() -> int:
     try:
         brings_up(stack)
         settles_through_a_crash(stack)
-        lost_nothing(stack, LINES)
+        lost_nothing(stack)
         shows_metrics(stack)
         drains_without_effects(stack)
-        lost_nothing(stack, LINES + MORE)
+        lost_nothing(stack)
     except (Failed, subprocess.SubprocessError, OSError) as error:
         print(f"FAIL  {error}\n{stack.compose('ps', '-a').stdout}\n{stack.compose('logs', '--no-color', '--tail', '25').stdout}", flush=True)
         return 1

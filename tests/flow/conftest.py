@@ -32,6 +32,10 @@ class Receiver:
         outer, lock = self, threading.Lock()
 
         class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            wbufsize = -1
+            disable_nagle_algorithm = True
+
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 key = self.headers.get("Idempotency-Key", "")
@@ -47,6 +51,7 @@ class Receiver:
             def log_message(self, *_args: Any) -> None:
                 """Quiet."""
 
+        http.server.ThreadingHTTPServer.request_queue_size = 256
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

@@ -1,0 +1,233 @@
+"""The work that `make bench` measures: ours, and the bare loops beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import asyncpg
+import orjson
+import uvloop
+
+from collector.raw import Appender
+from collector.sources import Page
+from worker import registry
+from worker.bell import Bell
+from worker.core import db, service
+from worker.core.models import Context, Done, RawRecord, Record
+from worker.core.settings import PipelineSpec, Settings
+from worker.processors import Processor
+from worker.run import Worker
+
+SOURCES = 4
+_DONE = Done()
+_started: list[float] = []
+
+
+async def noop(_record: Record, _ctx: Context) -> Done:
+    return _DONE
+
+
+async def probe(_record: Record, _ctx: Context) -> Done:
+    _started.append(time.monotonic())
+    return _DONE
+
+
+async def register(url: str, slice_size: int, function: Callable[..., Any] = noop) -> registry.Runnable:
+    """The version that is measured."""
+    async with await db.open_pool(url, Settings().database, "bench", "tailrace_worker", 2) as pool:
+        found = Processor("noop", function, "1", slice_size)
+        return await registry._register(pool, "bench", PipelineSpec(processor="noop"), found, None, "bench")  # noqa: SLF001  without a configuration file
+
+
+async def fill(url: str, records: int, slice_size: int, *, open_work: bool = True) -> int:
+    """Raw records of 200 bytes of payload in four sources, and their open work. Returns the version's id."""
+    connection = await asyncpg.connect(url, server_settings={"client_min_messages": "warning"})
+    names = [f"files:bench{n}" for n in range(SOURCES)]
+    await connection.execute("select * from tailrace.register_sources($1, array_fill('{}'::jsonb, array[$2::int]))", names, SOURCES)
+    await connection.execute(
+        "insert into tailrace.raw_records (source_id, external_id, revision, op, digest, occurred_at, observed_at, payload) "
+        "select g / 1000 % $2::int + 1, g::text, 1, 'create', '\\x01', now(), now(), "
+        "jsonb_build_object('i', g, 'pad', repeat('x', 176)) from generate_series(0, $1::int - 1) g",
+        records, SOURCES,
+    )  # fmt: skip
+    runnable = await register(url, slice_size)
+    await connection.execute("update tailrace.runs set state = 'cancelled'")
+    if open_work:
+        run = await connection.fetchval("select tailrace.open_run('cover', $1, '{}')", runnable.version_id)
+        await connection.execute("select tailrace.advance_run($1, 1000000000)", run)
+    await connection.execute("vacuum (analyze) tailrace.raw_records")
+    await connection.execute("checkpoint")
+    await connection.close()
+    return runnable.version_id
+
+
+async def _spread(target: Callable[..., Coroutine[Any, Any, None]], url: str, records: int, slice_size: int, processes: int) -> float:
+    """Seconds from a common start to the last end; starting up is outside."""
+    context = multiprocessing.get_context("spawn")
+    gate, ready, ends = context.Event(), context.Semaphore(0), context.Queue()
+    started = [context.Process(target=_child, args=(target, url, records, slice_size, gate, ready, ends)) for _ in range(processes)]
+    for process in started:
+        process.start()
+    for _ in started:
+        await asyncio.to_thread(ready.acquire)
+    begun = time.monotonic()
+    gate.set()
+    last = max([await asyncio.to_thread(ends.get) for _ in started])
+    for process in started:
+        process.join()
+    return float(last - begun)
+
+
+def _child(target: Callable[..., Coroutine[Any, Any, None]], url: str, records: int, slice_size: int, gate: Any, ready: Any, ends: Any) -> None:
+    async def go() -> None:
+        await target(url, records, slice_size, lambda: (ready.release(), gate.wait()))
+        ends.put(time.monotonic())
+
+    uvloop.run(go())
+
+
+async def drain(url: str, records: int, slice_size: int, processes: int) -> float:
+    return await _spread(_ours, url, records, slice_size, processes)
+
+
+async def bare_drain(url: str, records: int, slice_size: int, processes: int) -> float:
+    return await _spread(_bare, url, records, slice_size, processes)
+
+
+async def _ours(url: str, _records: int, slice_size: int, wait: Callable[[], object]) -> None:
+    settings = Settings()
+    runnable = await register(url, slice_size)
+    async with await db.open_pool(url, settings.database, "bench", "tailrace_worker", 8) as pool:
+        worker = Worker(settings, pool, [runnable], "drain", {})
+        wait()
+        await worker.run()
+
+
+_CLAIM = """update tailrace.jobs set state = 'c', token = $1, lease_until = now() + interval '15 seconds'
+  where (version_id, source_id, raw_id) in (select version_id, source_id, raw_id from tailrace.jobs where version_id = $2 and lane = 2 and source_id = $3
+    and state = 'r' and raw_id >= $4 order by raw_id limit $5 for update skip locked) returning source_id, raw_id, raw_id_to"""
+_READ = """select r.id, r.external_id, r.payload from unnest($1::bigint[], $2::bigint[]) s(a, b)
+  cross join lateral (select * from tailrace.raw_records r where r.source_id = $3 and r.id between s.a and s.b) r"""
+_RESULTS = "insert into tailrace.results (version_id, raw_id, status, token, finished_at) select $1, unnest($2::bigint[]), 'ok', $3, now()"
+_DELETE = "delete from tailrace.jobs where version_id = $1 and source_id = $2 and raw_id = any($3::bigint[]) and token = $4"
+
+
+async def _bare(url: str, _records: int, slice_size: int, wait: Callable[[], object]) -> None:
+    """The same durable work without a library: claim, read, results and delete in a transaction; the next claim beside the last settle."""
+    options = {"server_settings": {"enable_seqscan": "off", "enable_hashjoin": "off", "jit": "off"}}
+    claims, settles = await asyncpg.connect(url, **options), await asyncpg.connect(url, **options)
+    version = await claims.fetchval("select max(id) from tailrace.versions")
+    limit = max(1, 1000 // slice_size)
+
+    async def settle(source: int, token: uuid.UUID, firsts: list[int], ids: list[int]) -> None:
+        async with settles.transaction():
+            await settles.execute(_DELETE, version, source, firsts, token)
+            await settles.execute(_RESULTS, version, ids, token)
+
+    wait()
+    pending: asyncio.Task[None] | None = None
+    for source in range(1, SOURCES + 1):
+        low = 0
+        while True:
+            token = uuid.uuid4()
+            jobs = await claims.fetch(_CLAIM, token, version, source, low, limit)
+            if not jobs:
+                break
+            low = max(j["raw_id"] for j in jobs) + 1
+            rows = await claims.fetch(_READ, [j["raw_id"] for j in jobs], [j["raw_id_to"] for j in jobs], source)
+            if pending:
+                await pending
+            pending = asyncio.create_task(settle(source, token, [j["raw_id"] for j in jobs], [r["id"] for r in rows]))
+    if pending:
+        await pending
+
+
+async def bare_intake(url: str, lines: list[bytes]) -> None:
+    """The best bare way: COPY into a temporary table, insert what is new by its key; pages of 1,000."""
+    connection = await asyncpg.connect(url)
+    await connection.execute(
+        "create table public.bare (id bigint generated always as identity primary key, source int, key text, payload jsonb, unique (source, key))"
+    )
+    await connection.execute("create temporary table stage (key text, payload jsonb) on commit delete rows")
+    for first in range(0, len(lines), 1000):
+        records = [(str(orjson.loads(line)["id"]), line.decode()) for line in lines[first : first + 1000]]
+        async with connection.transaction():
+            await connection.copy_records_to_table("stage", records=records)
+            await connection.execute("insert into public.bare (source, key, payload) select 1, key, payload from stage on conflict do nothing")
+    await connection.close()
+
+
+async def latency(url: str, rounds: int) -> list[float]:
+    """Seconds from the commit of one record to the start of its processing, by an idle worker in this process."""
+    settings = Settings()
+    runnable = await register(url, 1, probe)
+    async with (
+        await db.open_pool(url, settings.database, "bench", "tailrace_worker", 8) as pool,
+        await db.open_pool(url, settings.database, "bench", "tailrace_collector", 2) as feeding,
+    ):
+        source = (await feeding.fetch("select * from tailrace.register_sources('{files:bench}', array['{}'::jsonb])"))[0]["id"]
+        worker = Worker(settings, pool, [runnable], "run", {})
+        bell = service.run("bell", Bell(url, settings.database, worker.feeder).step, worker.stop)
+        running = asyncio.create_task(worker.run(bell))
+        appender, waits = Appender(feeding, enqueue=True, bells=200), []
+        for n in range(rounds):
+            await asyncio.sleep(0.005 if n else 1.0)
+            _started.clear()
+            page = Page([RawRecord(str(n), str(n).encode(), f'{{"i": {n}}}')], {"n": n})
+            committed = await _append(appender, source, page)
+            while not _started:  # noqa: ASYNC110  a probe that costs the measured path nothing
+                await asyncio.sleep(0.0002)
+            waits.append(_started[0] - committed)
+        worker.stop.set()
+        await running
+    return waits
+
+
+async def _append(appender: Appender, source: int, page: Page) -> float:
+    ring, committed = appender.ring, 0.0
+
+    async def noted(source_id: int | None = None) -> None:
+        nonlocal committed
+        committed = time.monotonic()
+        await ring(source_id)
+
+    appender.ring = noted  # type: ignore[method-assign]
+    await appender.append(source, "files:bench", page)
+    appender.ring = ring  # type: ignore[method-assign]
+    return committed
+
+
+async def claim_times(url: str, records: int, *, snapshot: bool = False) -> tuple[float, float]:
+    """Milliseconds of a claim of 500 singles, in the first and in the last tenth of draining `records`, as the worker claims."""
+    holder = await asyncpg.connect(url)
+    held = holder.transaction(isolation="repeatable_read")
+    await held.start()
+    if snapshot:
+        await holder.fetchval("select count(*) from tailrace.jobs")
+    connection = await asyncpg.connect(url)
+    version = await connection.fetchval("select max(id) from tailrace.versions")
+    lows, times = dict.fromkeys(range(1, SOURCES + 1), 0), []
+    for n in range(records // 500):
+        token, source = uuid.uuid4(), n % SOURCES + 1
+        begun = time.monotonic()
+        rows = await connection.fetch(
+            "select * from tailrace.claim_jobs($1, 'bench', $2, 2, $3, $4, 500, 500, 15)", token, version, [source], [lows[source]]
+        )
+        times.append((time.monotonic() - begun) * 1000)
+        ids = [r["id"] for r in rows]
+        if ids:
+            lows[source] = max(ids) + 1
+            await connection.execute(
+                "select tailrace.settle($1, 'bench', 'run', '{}', $2, $3, $4, null, null, null, null, null, null, null, "
+                "null, null, null, null, null, null, null, null, null, null)", version, [source], ids, [token],
+            )  # fmt: skip
+    await held.rollback()
+    await holder.close()
+    await connection.close()
+    tenth = max(1, len(times) // 10)
+    return sum(times[1 : tenth + 1]) / tenth, sum(times[-tenth:]) / tenth
