@@ -1,0 +1,197 @@
+"""Files as they are found: grown, half written, rotated, cut off, replaced, packed, broken."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+
+import pytest
+import zstandard
+
+from collector.sources import build
+from worker.core.errors import Misconfigured
+
+
+async def ids(inbox):
+    return [r["payload"]["id"] for r in await inbox.raw() if r["payload"]]
+
+
+async def test_a_second_read_adds_nothing_and_an_edit_one_revision_and_one_job(inbox, version, pool):
+    inbox.write("a.json", [])
+    (inbox.folder / "a.json").write_text(json.dumps([{"id": n, "text": "t"} for n in range(5)]))
+    assert (await inbox.read()).appended == 5
+    assert (await inbox.read()).seen == 0
+    jobs = await pool.fetchval("select count(*) from tailrace.jobs")
+    (inbox.folder / "a.json").write_text(json.dumps([{"id": n, "text": "changed" if n == 3 else "t"} for n in range(5)]))
+    report = await inbox.read()
+    assert (report.appended, report.unchanged) == (1, 4)
+    assert [(r["external_id"], r["op"]) for r in await inbox.raw() if r["revision"] == 2] == [("3", "update")]
+    assert await pool.fetchval("select count(*) from tailrace.jobs") == jobs + 1
+
+
+@pytest.mark.parametrize("shape", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json", "a.json.gz", "a.csv", "a.csv.zst"])
+async def test_every_shape_gives_the_same_records(inbox, shape):
+    inbox.collector = {"page_records": 7}
+    rows = [{"id": str(n), "text": f"täxt {n}"} for n in range(50)]
+    lines = "\n".join(json.dumps(r) for r in rows) + "\n"
+    text = {"jsonl": lines, "json": json.dumps(rows, indent=1), "csv": "id,text\n" + "".join(f"{r['id']},{r['text']}\n" for r in rows)}[shape.split(".")[1]]
+    pack = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(shape.split(".")[-1], bytes)
+    (inbox.folder / shape).write_bytes(pack(text.encode()))
+    assert (await inbox.read()).appended == 50
+    assert [r["payload"] for r in await inbox.raw()] == rows
+    assert (await inbox.read()).seen == 0
+
+
+async def test_a_half_written_last_line_waits_for_its_end(inbox, pool, eventually):
+    path = inbox.write("a.jsonl", {"id": 1})
+    with path.open("a") as file:
+        file.write('{"id": 2, "te')
+    source = build(inbox.settings())["files:inbox"]
+    pages = [(records, entry) async for records, entry in pages_of(source, final=False)]
+    assert [r.external_id for records, _ in pages for r in records] == ["1"]
+    with path.open("a") as file:
+        file.write('xt": "x"}\n')
+    assert (await inbox.read()).appended == 2
+
+
+async def pages_of(source, final, position=None):
+    async for page in source._pass(position or {}, final=final):
+        yield page.records, page.position
+
+
+async def test_a_last_line_without_newline_counts_when_nothing_more_will_come(inbox):
+    (inbox.folder / "a.jsonl").write_text('{"id": 1}\n{"id": 2}')
+    assert (await inbox.read()).appended == 2
+
+
+async def test_rotation_loses_and_repeats_nothing(inbox):
+    path = inbox.write("a.jsonl", {"id": 1})
+    inbox.options["path"] = str(path)
+    await inbox.read()
+    inbox.write("a.jsonl", {"id": 2}, mode="a")
+    path.rename(inbox.folder / "a.jsonl.1")
+    inbox.write("a.jsonl", {"id": 3})
+    report = await inbox.read()
+    assert sorted(await ids(inbox)) == [1, 2, 3]
+    assert (report.seen, report.appended) == (2, 2)
+
+
+async def test_a_file_that_was_cut_off_and_one_under_the_old_name_are_read_from_the_start(inbox):
+    inbox.write("a.jsonl", {"id": 1}, {"id": 2})
+    await inbox.read()
+    with (inbox.folder / "a.jsonl").open("r+") as file:
+        file.truncate(0)
+    inbox.write("a.jsonl", {"id": 3}, mode="a")
+    await inbox.read()
+    (inbox.folder / "new").write_text(json.dumps({"id": 4, "pad": "x" * 100}) + "\n")
+    (inbox.folder / "new").rename(inbox.folder / "a.jsonl")
+    await inbox.read()
+    assert await ids(inbox) == [1, 2, 3, 4]
+
+
+async def test_broken_lines_are_kept_and_the_rest_goes_on(inbox):
+    (inbox.folder / "a.jsonl").write_bytes(b'{"id": 1}\nnot json\n{"id": "\\ud800"}\n\n\xff\xfe\n{"id": 2}\n')
+    report = await inbox.read()
+    assert (report.appended, report.defects) == (5, 3)
+    assert [r["body"] for r in await inbox.raw() if r["body"]] == [b"not json", b'{"id": "\\ud800"}', b"\xff\xfe"]
+    assert await ids(inbox) == [1, 2]
+
+
+async def test_what_postgres_alone_refuses_is_found_by_halving(inbox):
+    lines = [json.dumps({"id": n}) for n in range(300)]
+    lines[123] = '{"id": 123, "n": 1e200000}'
+    (inbox.folder / "a.jsonl").write_text("\n".join(lines) + "\n")
+    assert (await inbox.read()).appended == 300
+    odd = [r for r in await inbox.raw() if r["body"]]
+    assert [r["body"] for r in odd] == [lines[123].encode()]
+
+
+async def test_a_huge_line_is_stored_and_a_longer_one_than_allowed_leaves_its_head(inbox):
+    big = "x" * 50_000_000
+    inbox.write("a.jsonl", {"id": 1, "big": big}, {"id": 2})
+    report = await inbox.read()
+    assert (report.appended, report.defects) == (2, 0)
+    inbox.options["max_line_bytes"] = 3_000_000
+    inbox.write("b.jsonl", {"id": 3}, {"id": 4, "big": big}, {"id": 5})
+    report = await inbox.read()
+    assert (report.appended, report.defects) == (3, 1)
+    odd = next(r for r in await inbox.raw() if "defect" in r["meta"])
+    assert "longer than max_line_bytes" in odd["meta"]["defect"]
+    assert len(odd["body"]) == 65536
+
+
+async def test_empty_files_links_in_circles_and_strangers_are_no_trouble(inbox, seen):
+    (inbox.folder / "empty.jsonl").touch()
+    (inbox.folder / "empty.json").touch()
+    (inbox.folder / "readme.txt").write_text("not ours")
+    (inbox.folder / "loop").symlink_to(inbox.folder)
+    (inbox.folder / "self.jsonl").symlink_to(inbox.folder / "self.jsonl")
+    os.mkfifo(inbox.folder / "pipe.jsonl")
+    inbox.write("a.jsonl", {"id": 1})
+    report = await inbox.read()
+    assert (report.appended, report.error) == (1, "")
+
+
+async def test_a_cut_off_archive_is_reported_and_the_others_are_read(inbox, seen):
+    packed = gzip.compress(b"".join(json.dumps({"id": n, "pad": os.urandom(50).hex()}).encode() + b"\n" for n in range(1000)))
+    (inbox.folder / "a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    inbox.write("b.jsonl", {"id": 5000})
+    await inbox.read()
+    assert [f["file"].rsplit("/", 1)[1] for name, f in seen if name == "source.failed"] == ["a.jsonl.gz"]
+    assert 5000 in await ids(inbox)
+    (inbox.folder / "a.jsonl.gz").write_bytes(packed)
+    await inbox.read()
+    assert sorted(await ids(inbox)) == [*range(1000), 5000]
+
+
+async def test_stopping_at_any_page_and_going_on_gives_the_same(inbox):
+    inbox.collector = {"page_records": 3}
+    inbox.write("a.jsonl", *({"id": n} for n in range(20)))
+    (inbox.folder / "b.json").write_text(json.dumps([{"id": n} for n in range(20, 40)]))
+    for _ in range(20):
+        await inbox.read(max_chunks=1)
+    assert sorted(await ids(inbox)) == list(range(40))
+    assert len(await inbox.raw()) == 40
+
+
+async def test_a_dry_run_changes_nothing(inbox, pool):
+    inbox.write("a.jsonl", {"id": 1})
+    report = await inbox.read(dry_run=True)
+    assert report.appended == 1
+    assert await pool.fetchval("select count(*) from tailrace.raw_records") == 0
+
+
+async def test_ignored_fields_make_no_revision_and_tombstones_do(inbox):
+    inbox.options |= {"ignore_fields": ["views"], "delete_field": "gone"}
+    inbox.write("a.jsonl", {"id": 1, "views": 1}, {"id": 1, "views": 2}, {"id": 1, "gone": True})
+    report = await inbox.read()
+    assert (report.appended, report.unchanged) == (2, 1)
+    assert [r["op"] for r in await inbox.raw()] == ["create", "delete"]
+
+
+def test_an_unknown_option_or_kind_names_the_nearest(inbox):
+    inbox.options["id_feld"] = "x"
+    with pytest.raises(Misconfigured, match="id_field"):
+        build(inbox.settings())
+    with pytest.raises(Misconfigured, match="files:inbox"):
+        build(inbox.settings(), ["files:inbx"])
+
+
+@pytest.mark.shared
+async def test_real_messages_are_stored_once(inbox, shared, version, pool):
+    for path in sorted((shared / "data/telegram").glob("*.json")):
+        shutil.copy(path, inbox.folder)
+    inbox.options = {"id_field": ["channel", "message_id"], "time_field": "date"}
+    total = sum(len(json.loads(p.read_text())) for p in inbox.folder.glob("*.json"))
+    assert (await inbox.read()).appended == total
+    assert (await inbox.read()).appended == 0
+    path = next(inbox.folder.glob("*.json"))
+    messages = json.loads(path.read_text())
+    messages[7]["text"] += " (edited)"
+    path.write_text(json.dumps(messages, ensure_ascii=False))
+    before = await pool.fetchval("select count(*) from tailrace.jobs")
+    report = await inbox.read()
+    assert (report.appended, report.unchanged) == (1, len(messages) - 1)
+    assert await pool.fetchval("select count(*) from tailrace.jobs") == before + 1
