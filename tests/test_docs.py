@@ -27,7 +27,7 @@ def anchors(document: Path) -> set[str]:
 def code(document: Path) -> str:
     """Everything in back-quotes or code blocks."""
     text = document.read_text("utf-8")
-    return "\n".join(re.findall(r"```.*?```|`[^`\n]+`|^    .+$", text, re.DOTALL | re.MULTILINE))
+    return "\n".join(re.findall(r"```.*?```|`[^`\n]+`|^    [^\n]+$", text, re.DOTALL | re.MULTILINE))
 
 
 def each_document(function):
