@@ -14,16 +14,16 @@ from typing import Any
 import asyncpg
 import orjson
 
-from collector.live import ROLE, position, register
 from collector.progress import Progress
-from collector.raw import Appender
-from collector.sources import Page, Source, build
+from collector.raw import ROLE, Appender, defects_of, finish_run, positions, register
+from collector.sources import Page, Source, ahead, build
 from worker.core import db, options
 from worker.core.errors import PositionMoved
 from worker.core.models import RawRecord
 from worker.core.settings import Settings
 
 LANE = 1
+LARGEST = 256_000_000  # bytes of a page whose records were counted by --chunk-size
 
 
 @dataclass(slots=True)
@@ -59,8 +59,9 @@ class Backfill:
         report = Report(source.name)
         progress = Progress(source.name)
         try:
-            at = {} if source_id is None else await position(self._pool, source_id, LANE)
-            async with aclosing(source.fetch(at)) as pages:
+            at, other = ({}, {}) if source_id is None else await positions(self._pool, source_id, LANE)
+            at = source.joined(at, other)
+            async with aclosing(ahead(source.fetch(at))) as pages:
                 async for page in pages:
                     for piece in self._chunks(page):
                         await self._store(report, source, source_id, piece, at)
@@ -74,6 +75,9 @@ class Backfill:
         finally:
             progress.show(report.seen, last=True)
         return report
+
+    async def close(self) -> None:
+        await self._appender.close()
 
     def _exhausted(self, report: Report) -> bool:
         chunks = self._given.max_chunks is not None and report.chunks >= self._given.max_chunks
@@ -103,13 +107,13 @@ class Backfill:
     async def _store(self, report: Report, source: Source, source_id: int | None, piece: Page, at: dict[str, Any]) -> None:
         report.seen += len(piece.records)
         report.chunks += 1
-        report.defects += sum(1 for r in piece.records if r.meta and "defect" in r.meta)
+        report.defects += len(defects_of(piece))
         if source_id is None or self._given.dry_run:
             known = 0 if source_id is None else await self._known(source_id, piece)
             report.unchanged += known
             report.appended += len(piece.records) - known
             return
-        windowed = bool(self._since or self._until or self._given.max_records is not None or not piece.position)
+        windowed = bool(self._since or self._until or not piece.position)
         kept = Page(piece.records, at if windowed else piece.position)
         row = await self._appender.append(source_id, source.name, kept, LANE)
         piece.position.update(kept.position)
@@ -132,15 +136,17 @@ class Backfill:
         for row in await self._pool.fetch("select id from tailrace.versions where state = 'live' order by id"):
             spec = orjson.dumps({"sources": [source_id], "force": True, "quiet": True, "since": self._since, "until": self._until}).decode()
             run = await self._pool.fetchval("select tailrace.open_run('replay', $1, $2)", row["id"], spec)
-            while (step := await self._pool.fetchrow("select * from tailrace.advance_run($1, 200000)", run)) and step["state"] == "active":
-                pass
-            opened += step["records"] if step else 0
+            opened += (await finish_run(self._pool, run))["records"]
         await self._appender.ring()
+        await self._appender.close()
         return opened
 
 
 async def backfill(settings: Settings, url: str, given: Any, window: tuple[dt.datetime | None, dt.datetime | None]) -> int:
-    """Exit code 0, 3 when a source failed, 4 when a limit ended it with more to read."""
+    """Exit code 0, or 3 when a source failed; 130 when it was interrupted: the next run goes on from there."""
+    if given.chunk_size:
+        size = {"page_records": given.chunk_size, "page_bytes": max(settings.collector.page_bytes, LARGEST)}
+        settings = settings.model_copy(update={"collector": settings.collector.model_copy(update=size)})
     sources = build(settings, given.source)
     async with await db.open_pool(url, settings.database, "backfill", ROLE, 4) as pool:
         ids = {} if given.dry_run else await register(pool, settings, list(sources))
@@ -153,6 +159,7 @@ async def backfill(settings: Settings, url: str, given: Any, window: tuple[dt.da
         for source in sources.values():
             if not run.stop.is_set():
                 reports.append(await run.run(source, ids.get(source.name)))
+                await run.close()
                 if given.force_enqueue and not given.dry_run:
                     reports[-1].reopened = await run.reopen(ids[source.name])
     return _print(reports, given, stopped=run.stop.is_set())
@@ -166,7 +173,7 @@ def _print(reports: list[Report], given: Any, *, stopped: bool) -> int:
             would = "would store" if given.dry_run else "stored"
             print(f"{r.source}: {r.seen} read, {would} {r.appended}, {r.unchanged} known, {r.stale} outdated, {r.defects} with a defect, "
                   f"{r.jobs} jobs" + (f", {r.reopened} opened again" if r.reopened else "")
-                  + (f"; FAILED: {r.error}" if r.error else ""))  # fmt: skip
+                  + (f"; FAILED: {r.error}" if r.error else "" if r.finished else "; there is more to read"))  # fmt: skip
     if stopped:
         return options.INTERRUPTED
-    return options.PARTLY if any(r.error for r in reports) else options.OK if all(r.finished for r in reports) else options.WORK_LEFT
+    return options.PARTLY if any(r.error for r in reports) else options.OK

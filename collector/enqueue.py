@@ -9,14 +9,11 @@ from typing import Any
 import asyncpg
 import orjson
 
-from collector.live import ROLE
 from collector.progress import Progress
-from collector.raw import Appender
+from collector.raw import ROLE, Appender, finish_run
 from worker.core import db
 from worker.core.errors import Misconfigured, nearest
 from worker.core.settings import Settings
-
-STEP = 200_000
 
 
 async def _version(pool: asyncpg.Pool, pipeline: str | None, version: str | None) -> asyncpg.Record:
@@ -33,7 +30,9 @@ async def _version(pool: asyncpg.Pool, pipeline: str | None, version: str | None
     )  # fmt: skip
     found = next((row for row in rows if version in (None, row["name"])), None)
     if found is None:
-        raise Misconfigured(f"pipeline {pipeline} has no version {version!r}", nearest(version or "", [row["name"] for row in rows]))
+        if version is None:
+            raise Misconfigured(f"pipeline {pipeline} has no live version", "name one with --version, or `tailrace promote` one")
+        raise Misconfigured(f"pipeline {pipeline} has no version {version!r}", nearest(version, [row["name"] for row in rows]))
     return found
 
 
@@ -61,12 +60,12 @@ async def enqueue(settings: Settings, url: str, given: Any, window: tuple[dt.dat
         if given.dry_run:
             return await _dry(pool, version, text, given)
         run = await pool.fetchval("select tailrace.open_run('replay', $1, $2)", version["id"], text)
-        progress, row = Progress(f"enqueue for {version['name']}"), None
-        while row is None or row["state"] == "active":
-            row = await pool.fetchrow("select * from tailrace.advance_run($1, $2)", run, STEP)
-            progress.show(row["records"])
+        progress = Progress(f"enqueue for {version['name']}")
+        row = await finish_run(pool, run, progress.show)
         progress.show(row["records"], last=True)
-        await Appender(pool, enqueue=True, bells=1).ring()
+        appender = Appender(pool, enqueue=True, bells=1000)
+        await appender.ring()
+        await appender.close()
     facts = {"run": run, "version": version["name"], "opened": row["records"], "skipped": row["skipped"]}
     if given.json:
         print(json.dumps(facts))

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import asyncpg
 import orjson
 
 from collector.sources import Page
-from worker.core.db import mapped
+from worker.core.db import AWAY, mapped
 from worker.core.events import emit
 from worker.core.models import RawRecord
+from worker.core.settings import Settings
 
+RUN_STEP = 200_000  # raw ids in one transaction
 STAGED = 200  # from here on COPY is cheaper than arrays
 _COLUMNS = ("n", "external_id", "op", "digest", "occurred_at", "source_time", "payload", "body", "meta")
 _STAGED = "select * from tailrace.append_staged($1, $2, $3, $4, $5, null, null)"
 _ARRAYS = "select * from tailrace.append_raw($1, $2, $3, $4, $5, null, null, $6, $7, $8, $9, $10, $11, $12, $13)"
+ROLE = "tailrace_collector"
 CHANNEL = "tailrace_jobs"
+
+
+async def register(pool: asyncpg.Pool, settings: Settings, names: list[str]) -> dict[str, int]:
+    """Makes the sources known to the database; ids by name."""
+    specs = [orjson.dumps(settings.sources[n].model_dump(exclude={"kind"}), default=str).decode() for n in names]
+    rows = await pool.fetch("select * from tailrace.register_sources($1, $2)", names, specs)
+    return {row["name"]: row["id"] for row in rows}
+
+
+async def positions(pool: asyncpg.Pool, source_id: int, lane: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where this lane stands (0 live, 1 backfill), and where the other one does."""
+    rows = dict(await pool.fetch("select lane, position from tailrace.cursors where source_id = $1", source_id))
+    mine, other = (orjson.loads(rows.get(n, "{}")) for n in (lane, 1 - lane))
+    return mine, other
 
 
 class Appender:
@@ -27,8 +45,9 @@ class Appender:
     def __init__(self, pool: asyncpg.Pool, *, enqueue: bool, bells: float) -> None:
         self._pool = pool
         self._enqueue = enqueue
-        self._gap = 1 / bells if bells else float("inf")
-        self._rang = -1e9
+        self._gap = 1 / bells if bells else None
+        self._owed: str | None = None
+        self._ringing: asyncio.Task[None] | None = None
 
     async def append(self, source_id: int, source: str, page: Page, lane: int = 0, expect: dict[str, Any] | None = None) -> asyncpg.Record:
         """Records, their jobs, the cursor and the coverage in one transaction. Raises PositionMoved when `expect` is no longer
@@ -37,22 +56,39 @@ class Appender:
         begun = time.monotonic()
         expected = None if expect is None else orjson.dumps(expect or None).decode()
         row = await self._write(source_id, source, page.records, orjson.dumps(page.position).decode(), lane, expected)
+        if row["jobs"]:
+            await self.ring(source_id)
         emit(
             "raw.appended", source=source, appended=row["appended"], unchanged=row["unchanged"], stale=row["stale"], jobs=row["jobs"],
             seconds=round(time.monotonic() - begun, 4),
         )  # fmt: skip
-        defects = sum(1 for r in page.records if r.meta and "defect" in r.meta)
-        if defects:
-            emit("raw.defective", source=source, count=defects, first=next(r.meta["defect"] for r in page.records if r.meta and "defect" in r.meta))
-        if row["jobs"]:
-            await self.ring(source_id)
+        if defects := defects_of(page):
+            emit("raw.defective", source=source, count=len(defects), first=defects[0])
         return row
 
     async def ring(self, source_id: int | None = None) -> None:
-        """Wakes idle workers; by a statement of its own, since NOTIFY serialises the commits that carry it."""
-        if time.monotonic() - self._rang >= self._gap:
-            self._rang = time.monotonic()
-            await self._pool.execute("select pg_notify($1, $2)", CHANNEL, "" if source_id is None else str(source_id))
+        """Wakes idle workers, beside what comes next; by a statement of its own, since NOTIFY serialises the commits that carry it."""
+        if self._gap is None:
+            return
+        payload = "" if source_id is None else str(source_id)
+        self._owed = payload if self._owed in (None, payload) else ""
+        if self._ringing is None or self._ringing.done():
+            self._ringing = asyncio.create_task(self._ring(self._gap))
+
+    async def _ring(self, gap: float) -> None:
+        """What is asked for while one bell rings is told by the next: the last page is never left untold."""
+        while self._owed is not None:
+            payload, self._owed = self._owed, None
+            try:
+                await self._pool.execute("select pg_notify($1, $2)", CHANNEL, payload)
+            except AWAY:  # the records are stored; workers poll
+                return
+            await asyncio.sleep(gap)
+
+    async def close(self) -> None:
+        """Rings what is owed."""
+        if self._ringing is not None:
+            await self._ringing
 
     async def _write(self, source_id: int, source: str, records: Sequence[RawRecord], position: str, lane: int, expect: str | None) -> asyncpg.Record:
         head = (source_id, position, lane, self._enqueue, expect)
@@ -66,8 +102,11 @@ class Appender:
                         await connection.copy_records_to_table("tailrace_stage", schema_name="pg_temp", columns=_COLUMNS, records=_rows(records))
                         return await connection.fetchrow(_STAGED, *head)
         except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
-            emit("raw.defective", source=source, count=0, first=f"the page is halved: {error}")
-            return await self._write(source_id, source, await self._quarantined(records), position, lane, expect)
+            mended = await self._quarantined(records)
+            if mended == list(records):
+                raise
+            emit("raw.defective", source=source, count=len(records) - len(set(map(id, records)) & set(map(id, mended))), first=str(error))
+            return await self._write(source_id, source, mended, position, lane, expect)
 
     async def _quarantined(self, records: Sequence[RawRecord]) -> list[RawRecord]:
         """The page with the records that Postgres refuses kept as bytes. Found by halving, each half tried on its own."""
@@ -79,6 +118,22 @@ class Appender:
             half = len(records) // 2
             return [*await self._quarantined(records[:half]), *await self._quarantined(records[half:])]
         return list(records)
+
+
+async def finish_run(pool: asyncpg.Pool, run: int, show: Callable[[int], None] = lambda _: None) -> asyncpg.Record:
+    """Steps a run to its end; a worker's watchdog may step it too. Returns its last state."""
+    while True:
+        row = await pool.fetchrow("select * from tailrace.advance_run($1, $2)", run, RUN_STEP)
+        if row is None:  # another one is at this step
+            await asyncio.sleep(0.05)
+            continue
+        show(row["records"])
+        if row["state"] != "active":
+            return row
+
+
+def defects_of(page: Page) -> list[str]:
+    return [r.meta["defect"] for r in page.records if r.meta and "defect" in r.meta]
 
 
 def _as_bytes(record: RawRecord, why: str) -> RawRecord:

@@ -17,7 +17,10 @@ from worker.core.settings import Names
 
 MOST_KEY = 500
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_EPOCH = re.compile(r"-?\d{9,}(\.\d+)?")
 _TOMBSTONE = b"deleted"
+_DIGITS = bytes(48 if 48 <= i <= 57 else i for i in range(256))  # noqa: PLR2004  every digit as a zero
+_LONG = b"0" * 16  # so many digits in a row may be a number that a double cannot hold
 
 
 class RecordOptions(BaseModel):
@@ -29,14 +32,12 @@ class RecordOptions(BaseModel):
     )
     time_field: str | None = Field(None, description="when it happened: ISO 8601 with zone, or epoch seconds or milliseconds")
     version_field: str | None = Field(None, description="when it was last edited; an older one never becomes a revision")
-    ignore_fields: Names = Field(default_factory=list, description="fields whose change is no news, e.g. counters")
+    ignore_fields: Names = Field(default_factory=list, description="fields whose change is no news, e.g. counters; dots go deeper")
     delete_field: str | None = Field(None, description="a true value there makes the record a tombstone")
 
 
 class Defect(Exception):
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
+    """Why a record, or a part of it, cannot be taken as it is."""
 
 
 def digest_of(data: bytes) -> bytes:
@@ -49,17 +50,28 @@ def at_path(value: Any, path: str) -> Any:
     return value
 
 
+def without(value: Any, path: str) -> Any:
+    """The value without the field at `path`; what was given is not changed."""
+    name, _, deeper = path.partition(".")
+    if not isinstance(value, dict) or name not in value:
+        return value
+    rest = {k: v for k, v in value.items() if k != name}
+    return rest | {name: without(value[name], deeper)} if deeper else rest
+
+
 def moment(value: Any) -> dt.datetime:
     """A time from ISO 8601 with zone, or from epoch seconds or milliseconds. Raises Defect."""
     try:
+        if isinstance(value, str) and _EPOCH.fullmatch(value):
+            value = float(value)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return dt.datetime.fromtimestamp(value / 1000 if abs(value) > 1e11 else value, dt.UTC)  # noqa: PLR2004  above it, seconds are the year 5138
         found = dt.datetime.fromisoformat(value)
+        if found.tzinfo is None:
+            raise Defect("naive time")
+        return found.astimezone(dt.UTC)
     except (ValueError, TypeError, OverflowError, OSError):
         raise Defect(f"not a time: {str(value)[:80]!r}") from None
-    if found.tzinfo is None:
-        raise Defect("naive time")
-    return found
 
 
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -76,12 +88,13 @@ def _refuse_constant(name: str) -> NoReturn:
 def _why_unstorable(raw: bytes, error: Exception) -> str:
     try:
         text = raw.decode()
+        if "infinity" in str(error):
+            return "number out of range"
+        json.loads(text, parse_constant=_refuse_constant)
     except UnicodeDecodeError:
         return "not UTF-8"
-    try:
-        json.loads(text, parse_constant=_refuse_constant)
     except Defect as defect:
-        return defect.why
+        return str(defect)
     except RecursionError:
         return "nested too deeply"
     except ValueError:
@@ -89,17 +102,29 @@ def _why_unstorable(raw: bytes, error: Exception) -> str:
     return "lone surrogate" if "surrogate" in str(error) or re.search(r"\\u[dD][89a-fA-F]", text) else f"refused: {error}"[:200]
 
 
-def parse(raw: bytes) -> Any:
-    """The JSON value, if jsonb can hold it without loss. Raises Defect with the reason."""
+def parse(raw: bytes) -> tuple[Any, bytes]:
+    """The JSON value and its canonical bytes, if jsonb can hold it without loss. Raises Defect with the reason."""
     try:
         value = orjson.loads(raw)
+        canonical = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONDecodeError as error:
         raise Defect(_why_unstorable(raw, error)) from None
+    except TypeError:  # deeper than orjson writes
+        canonical = raw
     if b"\\u0000" in raw and _NUL.search(raw):
         raise Defect("NUL character")
-    if b"\\u0022" in raw or raw.count(b'":') != orjson.dumps(value).count(b'":'):
-        json.loads(raw, object_pairs_hook=_refuse_twice)
-    return value
+    # Outside of strings, a colon belongs to a key: a key that came twice is one colon less afterwards.
+    if raw.count(b":") != canonical.count(b":") or b"\\u003" in raw or canonical is raw:
+        try:
+            json.loads(raw, object_pairs_hook=_refuse_twice, parse_int=str)
+        except RecursionError:
+            raise Defect("nested too deeply") from None
+    return value, canonical
+
+
+def verbatim(raw: bytes) -> Any:
+    """The value with its numbers as they are written, where a double would lose digits."""
+    return json.loads(raw, parse_int=lambda digits: "\0" + digits, parse_float=lambda digits: "\0" + digits)
 
 
 class Builder:
@@ -107,7 +132,10 @@ class Builder:
 
     def __init__(self, options: RecordOptions) -> None:
         self._o = options
-        self._ids: list[Callable[[Any], Any]] = [self._getter(path) for path in options.id_field]
+        self._ids = [self._getter(path) for path in options.id_field]
+        self._time = self._getter(options.time_field) if options.time_field else None
+        self._version = self._getter(options.version_field) if options.version_field else None
+        self._deleted = self._getter(options.delete_field) if options.delete_field else None
 
     @staticmethod
     def _getter(path: str) -> Callable[[Any], Any]:
@@ -116,45 +144,53 @@ class Builder:
     def build(self, raw: bytes, meta: dict[str, Any]) -> RawRecord:
         """Never raises for what is in `raw`: what cannot be stored as JSON is kept as bytes, with `defect` in meta."""
         try:
-            value = parse(raw)
+            value, canonical = parse(raw)
         except Defect as defect:
-            return self.broken(raw, defect.why, meta)
-        return self._sound(value, raw.decode(), meta)
+            return self.broken(raw, str(defect), meta)
+        source, exact = value, _LONG in raw.translate(_DIGITS)
+        if exact:
+            source = verbatim(raw)
+        if exact or self._o.ignore_fields:
+            canonical = self._canonical(source)
+        digest = digest_of(canonical)
+        key, meta = self._key(source, digest, meta)
+        occurred, meta = _time(self._time, value, meta)
+        edited, meta = _time(self._version, value, meta)
+        if self._deleted and self._deleted(value):
+            return RawRecord(key, _TOMBSTONE, raw.decode(), None, "delete", occurred, edited, meta)
+        return RawRecord(key, digest, raw.decode(), None, "create", occurred, edited, meta)
 
-    def broken(self, raw: bytes, why: str, meta: dict[str, Any]) -> RawRecord:
-        digest = digest_of(raw)
+    def broken(self, raw: bytes, why: str, meta: dict[str, Any], digest: bytes = b"") -> RawRecord:
+        """Bytes that are no JSON record. `digest`: of all of it, where `raw` is only its beginning."""
+        digest = digest or digest_of(raw)
         return RawRecord(digest.hex(), digest, body=raw, meta=meta | {"defect": why})
 
-    def _sound(self, value: Any, text: str, meta: dict[str, Any]) -> RawRecord:
-        o = self._o
-        digest = digest_of(orjson.dumps(self._matters(value), option=orjson.OPT_SORT_KEYS))
+    def _canonical(self, value: Any) -> bytes:
+        for path in self._o.ignore_fields:
+            value = without(value, path)
+        try:
+            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        except TypeError:
+            return json.dumps(value, sort_keys=True).encode()
+
+    def _key(self, value: Any, digest: bytes, meta: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        if not self._ids:
+            return digest.hex(), meta
         parts = [get(value) for get in self._ids]
-        if parts and all(p is not None for p in parts):
-            key = short("/".join(p if isinstance(p, str) else orjson.dumps(p).decode() for p in parts))
-        else:
-            key = digest.hex()
-            if parts:
-                meta = meta | {"defect": f"no {', '.join(o.id_field)}"}
-        occurred, edited, meta = self._times(value, meta)
-        if o.delete_field and at_path(value, o.delete_field):
-            return RawRecord(key, _TOMBSTONE, text, op="delete", occurred_at=occurred, source_time=edited, meta=meta)
-        return RawRecord(key, digest, text, occurred_at=occurred, source_time=edited, meta=meta)
+        if None in parts or "" in parts:
+            return digest.hex(), meta | {"defect": f"no {', '.join(self._o.id_field)}"}
+        key = "/".join([p if isinstance(p, str) else orjson.dumps(p, option=orjson.OPT_SORT_KEYS).decode() for p in parts])
+        return short(key.replace("\0", "")), meta
 
-    def _matters(self, value: Any) -> Any:
-        if not self._o.ignore_fields or not isinstance(value, dict):
-            return value
-        return {k: v for k, v in value.items() if k not in self._o.ignore_fields}
 
-    def _times(self, value: Any, meta: dict[str, Any]) -> tuple[dt.datetime | None, dt.datetime | None, dict[str, Any]]:
-        found: list[dt.datetime | None] = []
-        for path in (self._o.time_field, self._o.version_field):
-            given = at_path(value, path) if path else None
-            try:
-                found.append(None if given is None else moment(given))
-            except Defect as defect:
-                found.append(None)
-                meta = meta | {"defect": defect.why}
-        return found[0], found[1], meta
+def _time(get: Callable[[Any], Any] | None, value: Any, meta: dict[str, Any]) -> tuple[dt.datetime | None, dict[str, Any]]:
+    given = get(value) if get else None
+    if given is None:
+        return None, meta
+    try:
+        return moment(given), meta
+    except Defect as defect:
+        return None, meta | {"defect": str(defect)}
 
 
 def short(key: str) -> str:

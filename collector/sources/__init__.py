@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 from starlette.routing import BaseRoute
@@ -38,15 +39,46 @@ class Source(Protocol):
         """One bounded pass from `position` to the present end."""
         ...
 
+    def joined(self, position: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+        """Where to go on in one lane, when the other one has come to `other`; `position` where that tells nothing."""
+        ...
+
     def describe(self) -> str:
         """What it reads, for people; never a secret."""
         ...
 
 
+@runtime_checkable
 class Served(Protocol):
-    """A source that is called from outside instead: it adds routes to the collector's server."""
+    """A source that is called from outside instead: it adds routes to the collector's server and writes by `step`."""
 
-    def routes(self, append: Callable[[Page], Any]) -> list[BaseRoute]: ...
+    name: str
+
+    def routes(self, append: Callable[[Page], Awaitable[Any]]) -> list[BaseRoute]:
+        """Routes of the collector's server; `append` stores a page."""
+        ...
+
+    async def step(self) -> float:
+        """Stores what waits and answers it; seconds to rest."""
+        ...
+
+    def close(self) -> None:
+        """Calls that come from now on are told to come back."""
+        ...
+
+
+async def ahead(pages: AsyncGenerator[Page, None]) -> AsyncGenerator[Page, None]:
+    """The same pages; the next one is made while the one before is being stored."""
+    async with aclosing(pages):
+        coming = asyncio.ensure_future(anext(pages, None))
+        try:
+            while (page := await coming) is not None:
+                coming = asyncio.ensure_future(anext(pages, None))
+                yield page
+        finally:
+            coming.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await coming
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,30 +3,74 @@
 from __future__ import annotations
 
 import asyncio
-import glob
 import os
+import time
 from collections.abc import AsyncGenerator, Iterator
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import Field
 
 from collector.record import Builder, RecordOptions
 from collector.sources import Page, source
-from collector.sources.identity import Found, moved, remember
-from collector.sources.reading import Entry, Piece, head_digest, lines, shape_of, whole
-from worker.core.events import emit
+from collector.sources.folder import Folder
+from collector.sources.identity import Entry, Found, fingerprint, further, same, shown, trimmed
+from collector.sources.reading import CHUNK, Piece, lines
+from collector.sources.values import whole
+from worker.core.models import RawRecord
 from worker.core.service import rest_or_wake
 from worker.core.settings import CollectorSettings
 
-HEAD_BYTES = 256
+SETTLED = 1_000_000_000  # ns without a change: a file that is read as a whole is left alone while it is being written
+BREATH = 64  # records between two looks at what else the program has to do
 
 
 class FilesOptions(RecordOptions):
     """`[sources.NAME]` of kind files."""
 
-    path: str = Field(description="a file, a folder (searched to the bottom) or a glob")
+    path: str = Field(min_length=1, description="a file, a folder (searched to the bottom) or a glob")
     max_line_bytes: int = Field(64_000_000, ge=1000, description="a longer line is passed over and recorded as a defect")
+
+
+class Reading:
+    """One file in one pass: where to go on, and how far it came."""
+
+    def __init__(self, file: Found, entry: Entry | None, most: int) -> None:
+        self.file = file
+        self.end = -1
+        self._entry = entry
+        self._most = most
+        self._handle: IO[bytes] | None = None
+
+    def pieces(self, *, last: bool) -> Iterator[Piece]:
+        """What has not been read yet; `end` is moved by who takes the pieces."""
+        entry, file = self._entry, self.file
+        if file.grows:
+            self._handle = file.path.open("rb")
+            self.end = entry["offset"] if entry and "print" in entry and same(file, entry) else 0
+            return lines(self._handle, self.end, self._most, last=last)
+        unchanged = entry is not None and (entry.get("size"), entry.get("mtime")) == (file.size, file.mtime)
+        if unchanged and "done" in (entry or {}):
+            return iter(())
+        self.end = entry.get("index", 0) if entry and unchanged else 0
+        return (piece for piece in whole(file.path, *file.shape, self._most) if piece.end > self.end)
+
+    def entry(self, *, done: bool = False) -> dict[str, Entry]:
+        """The position of this file, for what was taken so far."""
+        file = self.file
+        if self.end < 0:
+            return {file.identity: self._entry} if self._entry else {}
+        if self._handle is None:
+            far = {"done": True} if done else {"index": self.end}
+            return {file.identity: {"name": file.name, "size": file.size, "mtime": file.mtime, **far}}
+        now = os.fstat(self._handle.fileno())
+        return {file.identity: {
+            "name": file.name, "folder": shown(str(file.path.parent)), "size": now.st_size, "mtime": now.st_mtime_ns,
+            "offset": self.end, "print": fingerprint(self._handle.fileno(), self.end),
+        }}  # fmt: skip
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
 
 
 @source("files", FilesOptions)
@@ -39,13 +83,15 @@ class Files:
         self._o = options
         self._settings = settings
         self._builder = Builder(options)
-        self._failed: set[str] = set()
+        self._folder = Folder(name, options.path)
+        self._stats: dict[str, tuple[int, int]] = {}  # what the last look saw
+        self._ends: dict[str, tuple[int, int, bool]] = {}  # the state in which a file had nothing more
 
     def describe(self) -> str:
-        key = "/".join(self._o.id_field) or "content"
-        return f"{self._o.path} (key: {key})"
+        return f"{self._o.path} (key: {'/'.join(self._o.id_field) or 'content'})"
 
     async def tail(self, position: dict[str, Any], stop: asyncio.Event) -> AsyncGenerator[Page, None]:
+        self._ends.clear()
         while not stop.is_set():
             async for page in self._pass(position, final=False):
                 self.caught_up = False
@@ -55,110 +101,60 @@ class Files:
             await rest_or_wake(self._settings.poll_seconds, stop)
 
     async def fetch(self, position: dict[str, Any]) -> AsyncGenerator[Page, None]:
+        self._ends.clear()
         async for page in self._pass(position, final=True):
             yield page
 
+    def joined(self, position: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+        """What the other lane has read needs no second reading."""
+        return {"files": further(position.get("files", {}), other.get("files", {}))}
+
     async def _pass(self, position: dict[str, Any], *, final: bool) -> AsyncGenerator[Page, None]:
-        entries: dict[str, Entry] = dict(position.get("files", {}))
-        for file in self._files(entries):
+        """Everything that is new, in pages that may hold records of several files."""
+        before: dict[str, Entry] = position.get("files", {})
+        found = await asyncio.to_thread(self._folder.look, before)
+        same_inode = {identity.partition("-")[2]: entry for identity, entry in before.items()}  # a device's number changes with a restart
+        entries, records, size, taken = dict(before), [], 0, 0
+        for file in found:
+            known = before.get(file.identity) or same_inode.get(file.identity.partition("-")[2])
+            reading = Reading(file, known, self._o.max_line_bytes)
             try:
-                for records, entry in self._pages(file, entries.get(file.identity), final=final or self._rotated(file)):
-                    entries = remember(entries, file.identity, entry)
-                    yield Page(records, {"files": entries})
-                    await asyncio.sleep(0)
-                self._failed.discard(str(file.path))
-            except (OSError, EOFError, ValueError, ImportError) as error:
-                self._report(file.path, error)
+                for piece in self._new(reading, final=final):
+                    if piece.raw.strip():
+                        records.append(self._record(file.name, piece))
+                    reading.end, size, taken = piece.end, size + len(piece.raw), taken + 1
+                    if len(records) >= self._settings.page_records or size >= self._settings.page_bytes:
+                        yield Page(records, {"files": entries | reading.entry()})
+                        records, size = [], 0
+                    elif taken % BREATH == 0 or len(piece.raw) > CHUNK:
+                        await asyncio.sleep(0)
+                self._read(reading, final=final)
+                entries |= reading.entry(done=True)
+            except Exception as error:  # noqa: BLE001  whatever is wrong with one file, the others are read
+                self._folder.failed(file.path, error, file)
+                entries |= reading.entry()
+            finally:
+                reading.close()
+        self._stats = {f.identity: (f.size, f.mtime) for f in found}
+        entries = trimmed(entries, set(self._stats))
+        if records or entries != before:
+            yield Page(records, {"files": entries})
 
-    def _report(self, path: Path | str, error: Exception) -> None:
-        """Once per failure, not once per look; the other files go on."""
-        if str(path) not in self._failed:
-            self._failed.add(str(path))
-            emit(
-                "source.failed", source=self.name, file=str(path), error=repr(error), hint="mend or move the file; the other files are read meanwhile"
-            )
+    def _new(self, reading: Reading, *, final: bool) -> Iterator[Piece]:
+        """The pieces of a file that have not been taken; none where nothing changed since the last look."""
+        file = reading.file
+        state = (file.size, file.mtime, final or file.finished)
+        settled = final or self._stats.get(file.identity) == state[:2] or abs(time.time_ns() - file.mtime) > SETTLED
+        if self._ends.get(file.identity) == state or not self._folder.due(file) or not (file.grows or settled):
+            return iter(())
+        return reading.pieces(last=state[2])
 
-    def _files(self, entries: dict[str, Entry]) -> list[Found]:
-        """What the path names now, oldest first, and unread rests of files that were renamed out of it."""
-        found: dict[str, Found] = {}
-        for path in self._paths():
-            shape = shape_of(path.name)
-            if shape is None:
-                continue
-            try:
-                if path.is_file():
-                    file = Found(path, shape)
-                    found.setdefault(file.identity, file)
-            except OSError as error:
-                self._report(path, error)
-        for identity, entry in entries.items():
-            if identity not in found and "offset" in entry and (elsewhere := moved(identity, entry)):
-                found[identity] = elsewhere
-        return sorted(found.values(), key=lambda f: (f.mtime, f.path.name))
+    def _read(self, reading: Reading, *, final: bool) -> None:
+        file = reading.file
+        if reading.end >= 0:
+            self._ends[file.identity] = (file.size, file.mtime, final or file.finished)
+            self._folder.mended(file.path)
 
-    def _paths(self) -> Iterator[Path]:
-        base = Path(self._o.path).expanduser()
-        if base.is_dir():
-            for folder, inner, names in os.walk(base, onerror=lambda e: self._report(self._o.path, e)):  # links to folders are not followed: no loops
-                inner.sort()
-                yield from (Path(folder) / n for n in sorted(names))
-        elif any(c in self._o.path for c in "*?["):
-            yield from (Path(p) for p in sorted(glob.glob(str(base), recursive=True)))  # noqa: PTH207  takes absolute patterns
-        elif base.exists():
-            yield base
-        else:
-            self._report(base, FileNotFoundError("there is no such file or folder yet"))
-
-    def _rotated(self, file: Found) -> bool:
-        """A file whose name ends in a number is written no more: its last line counts even without newline."""
-        return file.path.suffix[1:].isdigit()
-
-    def _pages(self, file: Found, entry: Entry | None, *, final: bool) -> Iterator[tuple[list[Any], Entry]]:
-        if file.grows:
-            yield from self._grown(file, entry, final=final)
-        elif entry is None or (entry.get("size"), entry.get("mtime")) != (file.size, file.mtime) or not entry.get("done"):
-            yield from self._changed(file, entry)
-
-    def _grown(self, file: Found, entry: Entry | None, *, final: bool) -> Iterator[tuple[list[Any], Entry]]:
-        offset = entry["offset"] if entry and "offset" in entry and self._same(file, entry) else 0
-        if offset >= file.size:
-            return
-        with file.path.open("rb") as handle:
-            for pieces in self._batches(p for p in lines(handle, offset, self._o.max_line_bytes, last=final)):
-                end = pieces[-1].end
-                length = min(HEAD_BYTES, end)
-                head = {"head": head_digest(file.path, length), "head_bytes": length}
-                yield self._records(file, pieces), {"name": file.path.name, "folder": str(file.path.parent), "offset": end, **head}
-
-    def _same(self, file: Found, entry: Entry) -> bool:
-        """Not another file under the old inode, nor one that was cut off and written anew."""
-        return bool(file.size >= entry["offset"] and head_digest(file.path, entry["head_bytes"]) == entry["head"])
-
-    def _changed(self, file: Found, entry: Entry | None) -> Iterator[tuple[list[Any], Entry]]:
-        state = {"name": file.path.name, "size": file.size, "mtime": file.mtime}
-        skip = entry.get("index", 0) if entry and (entry.get("size"), entry.get("mtime")) == (file.size, file.mtime) else 0
-        pieces = (p for p in whole(file.path, *file.shape, self._o.max_line_bytes) if p.end > skip)
-        for batch in self._batches(pieces):
-            skip = batch[-1].end
-            yield self._records(file, batch), state | {"index": skip}
-        yield [], state | {"index": skip, "done": True}
-
-    def _batches(self, pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
-        """Bounded in records and in bytes: a page is what is held in memory."""
-        batch: list[Piece] = []
-        size = 0
-        for piece in pieces:
-            batch.append(piece)
-            size += len(piece.raw)
-            if len(batch) >= self._settings.page_records or size >= self._settings.page_bytes:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
-
-    def _records(self, file: Found, pieces: list[Piece]) -> list[Any]:
-        name = file.path.name
-        build, broken = self._builder.build, self._builder.broken
-        return [
-            broken(p.raw, p.why, {"file": name, "at": p.end}) if p.why else build(p.raw, {"file": name, "at": p.end}) for p in pieces if p.raw.strip()
-        ]
+    def _record(self, name: str, piece: Piece) -> RawRecord:
+        meta = {"file": name, "at": piece.end}
+        return self._builder.broken(piece.raw, piece.why, meta, piece.digest) if piece.why else self._builder.build(piece.raw, meta)

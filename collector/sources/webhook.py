@@ -3,67 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import os
-import time
-from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
-from typing import Any, Literal
+import io
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
 
-import orjson
-from pydantic import Field, SecretStr
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from collector.record import Builder, RecordOptions, short
+from collector.record import Builder, short
 from collector.sources import Page, source
+from collector.sources.signing import Refused, WebhookOptions, check_signature, parts, secret_of
+from collector.sources.values import array
 from worker.core.db import AWAY
-from worker.core.errors import Misconfigured
 from worker.core.events import emit
 from worker.core.models import RawRecord
-from worker.core.settings import CollectorSettings, Seconds
+from worker.core.settings import CollectorSettings
 
 _NOTHING: tuple[Page, ...] = ()
-WAITING = 2000  # calls that may wait for their commit; the next is asked to come back
-
-
-class WebhookOptions(RecordOptions):
-    """`[sources.NAME]` of kind webhook."""
-
-    secret_env: str | None = Field(None, description="environment variable that holds the shared secret")
-    secret_file: str | None = Field(None, description="file that holds the shared secret")
-    insecure: bool = Field(False, description="take unsigned calls")
-    signature: Literal["tailrace", "github"] = Field(
-        "tailrace", description="tailrace: over `timestamp.body`; github: X-Hub-Signature-256 over the body"
-    )
-    signature_header: str = "X-Tailrace-Signature"
-    timestamp_header: str = "X-Tailrace-Timestamp"
-    tolerance: Seconds = Field(300.0, description="how far the timestamp may be from now")
-    max_bytes: int = Field(1_000_000, ge=1, description="a larger body is refused with 413")
-    split: bool = Field(False, description="a JSON array is one record per element")
-
-
-class _Refused(Exception):
-    def __init__(self, status: int, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.reason = status, reason
-
-
-def secret_of(name: str, options: WebhookOptions) -> SecretStr | None:
-    if options.secret_env:
-        if value := os.environ.get(options.secret_env):
-            return SecretStr(value)
-        raise Misconfigured(f"sources.{name}: the environment variable {options.secret_env} is not set", "it must hold the shared secret")
-    if options.secret_file:
-        try:
-            return SecretStr(Path(options.secret_file).read_text().strip())
-        except OSError as error:
-            raise Misconfigured(f"sources.{name}: cannot read secret_file: {error}", "it must hold the shared secret") from error
-    if not options.insecure:
-        raise Misconfigured(f"sources.{name}: a webhook needs a secret", "set secret_env or secret_file; `insecure = true` takes unsigned calls")
-    return None
+MOST_HELD = 64_000_000  # bytes of bodies that may wait for their commit; the next call is asked to come back
+BODY_SECONDS, COMMIT_SECONDS = 30.0, 15.0
 
 
 @source("webhook", WebhookOptions)
@@ -74,11 +34,13 @@ class Webhook:
         self.name = name
         self.caught_up = True
         self._o = options
-        self._page_records = settings.page_records
+        self._settings = settings
         self._secret = secret_of(name, options)
         self._builder = Builder(options)
-        self._waiting: list[tuple[list[RawRecord], asyncio.Future[dict[str, Any]]]] = []
+        self._waiting: deque[tuple[list[RawRecord], int, asyncio.Future[dict[str, Any]]]] = deque()
         self._arrived = asyncio.Event()
+        self._held = 0
+        self._closed = False
 
     def describe(self) -> str:
         return f"POST /webhook/{self.name.partition(':')[2]} ({'signed' if self._secret else 'UNSIGNED'})"
@@ -94,62 +56,50 @@ class Webhook:
         for page in _NOTHING:
             yield page
 
-    def routes(self, append: Callable[[Page], Any]) -> list[BaseRoute]:
-        async def post(request: Request) -> Response:
-            try:
-                records = self._records(request, await self._body(request))
-                facts = await self._commit(records)
-            except _Refused as refused:
-                emit("webhook.refused", source=self.name, reason=refused.reason, status=refused.status)
-                headers = {"Retry-After": "5"} if refused.status == 503 else {}  # noqa: PLR2004  Service Unavailable
-                return JSONResponse({"error": str(refused), "reason": refused.reason}, refused.status, headers)
-            return JSONResponse({"accepted": len(records), **facts}, 202)
+    def joined(self, position: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+        return position
 
+    def routes(self, append: Callable[[Page], Awaitable[Any]]) -> list[BaseRoute]:
         self._append = append
-        return [Route(f"/webhook/{self.name.partition(':')[2]}", post, methods=["POST"])]
+        return [Route(f"/webhook/{self.name.partition(':')[2]}", self._post, methods=["POST"])]
 
-    async def _body(self, request: Request) -> bytes:
-        too_large = _Refused(413, "too large", f"a body may have {self._o.max_bytes} bytes")
-        if int(request.headers.get("content-length") or 0) > self._o.max_bytes:
-            raise too_large
-        body = bytearray()
+    async def _post(self, request: Request) -> Response:
+        held = 0
         try:
-            async for part in request.stream():
-                body += part
-                if len(body) > self._o.max_bytes:
-                    raise too_large
-        except ClientDisconnect:
-            raise _Refused(400, "cut off", "the body ended early") from None
-        self._check_signature(request, bytes(body))
-        return bytes(body)
+            body = bytearray()
+            async with asyncio.timeout(BODY_SECONDS):
+                async for part in parts(request, self._o.max_bytes):
+                    body += part
+                    held += len(part)
+                    self._hold(len(part))
+            check_signature(request, bytes(body), self._o, self._secret)
+            records = self._records(request, bytes(body))
+            facts = await self._commit(records, len(body))
+            return JSONResponse({"accepted": len(records), **facts}, 202)
+        except (ClientDisconnect, TimeoutError):
+            return self._refusal(Refused(408, "cut off", "the body did not come to its end in time"))
+        except Refused as refused:
+            return self._refusal(refused)
+        finally:
+            self._held -= held
 
-    def _check_signature(self, request: Request, body: bytes) -> None:
-        if self._secret is None:
-            return
-        signed = body
-        header = "X-Hub-Signature-256"
-        if self._o.signature == "tailrace":
-            header = self._o.signature_header
-            stamp = request.headers.get(self._o.timestamp_header, "")
-            if not stamp.isdigit() or abs(time.time() - int(stamp)) > self._o.tolerance:
-                raise _Refused(401, "timestamp", f"{self._o.timestamp_header} must be the present time in Unix seconds")
-            signed = stamp.encode() + b"." + body
-        wanted = "sha256=" + hmac.new(self._secret.get_secret_value().encode(), signed, hashlib.sha256).hexdigest()
-        if not hmac.compare_digest(wanted.encode(), request.headers.get(header, "").encode()):
-            raise _Refused(401, "signature", f"{header} does not match")
+    def _refusal(self, refused: Refused) -> Response:
+        emit("webhook.refused", source=self.name, reason=refused.reason, status=refused.status)
+        headers = {"Retry-After": "5"} if refused.status == 503 else {}  # noqa: PLR2004  Service Unavailable
+        return JSONResponse({"error": str(refused), "reason": refused.reason}, refused.status, headers)
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._held > MOST_HELD:
+            raise Refused(503, "busy", "too much waits for the database; come back in some seconds")
 
     def _records(self, request: Request, body: bytes) -> list[RawRecord]:
         if not body.strip():
-            raise _Refused(400, "empty", "there is no body")
+            raise Refused(400, "empty", "there is no body")
         meta = {"content_type": request.headers.get("content-type", "")}
         if event := request.headers.get("x-github-event"):
             meta |= {"event": event}
-        parts = [body]
-        if self._o.split and body.lstrip().startswith(b"["):
-            try:
-                parts = [orjson.dumps(part) for part in orjson.loads(body)]
-            except orjson.JSONDecodeError:
-                raise _Refused(400, "not JSON", "the body is not a JSON array") from None
+        parts = self._split(body) if self._o.split else [body]
         records = [self._builder.build(part, meta) for part in parts]
         key = request.headers.get("idempotency-key") or request.headers.get("x-github-delivery")
         if key and len(records) == 1 and not self._o.id_field:
@@ -157,32 +107,59 @@ class Webhook:
             records = [RawRecord(short(key), r.digest, r.payload, r.body, r.op, r.occurred_at, r.source_time, r.meta)]
         return records
 
-    async def _commit(self, records: list[RawRecord]) -> dict[str, Any]:
-        if len(self._waiting) >= WAITING:
-            raise _Refused(503, "busy", "too many calls wait; come back in some seconds")
+    def _split(self, body: bytes) -> list[bytes]:
+        """The elements of an array, byte for byte."""
+        pieces = list(array(io.BytesIO(body), len(body)))
+        if any(piece.why for piece in pieces):
+            raise Refused(400, "not JSON", "the body is not a JSON array")
+        return [piece.raw for piece in pieces]
+
+    async def _commit(self, records: list[RawRecord], size: int) -> dict[str, Any]:
+        """Returns when the records are stored. A caller that gives up, or is given up, may send again: its key is known then."""
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((records, answer))
+        if self._closed:
+            raise Refused(503, "stopping", "the collector is stopping; send it again")
+        self._waiting.append((records, size, answer))
         self._arrived.set()
-        return await answer
+        try:
+            return await asyncio.wait_for(answer, COMMIT_SECONDS)
+        except TimeoutError:
+            raise Refused(503, "database", "the record could not be stored in time; send it again") from None
 
     async def step(self) -> float:
-        """Writes what waits as one page and answers all of it; run by the collector as a service of its own."""
+        """Writes what waits as pages and answers it; calls that come meanwhile go together into the next page."""
         await self._arrived.wait()
-        batch, count = [], 0
-        while self._waiting and count < self._page_records:
-            batch.append(self._waiting.pop(0))
-            count += len(batch[-1][0])
-        if not self._waiting:
-            self._arrived.clear()
+        self._arrived.clear()
+        while self._waiting:
+            await self._write(self._batch())
+        if self._closed:
+            self._arrived.set()
+        return 0.0
+
+    def close(self) -> None:
+        self._closed = True
+        self._arrived.set()
+
+    def _batch(self) -> list[tuple[list[RawRecord], asyncio.Future[dict[str, Any]]]]:
+        batch, count, size = [], 0, 0
+        while self._waiting and count < self._settings.page_records and size < self._settings.page_bytes:
+            records, length, answer = self._waiting.popleft()
+            if not answer.done():
+                batch.append((records, answer))
+                count, size = count + len(records), size + length
+        return batch
+
+    async def _write(self, batch: list[tuple[list[RawRecord], asyncio.Future[dict[str, Any]]]]) -> None:
         try:
             row = await self._append(Page([r for records, _ in batch for r in records]))
             facts = {"stored": row["appended"], "known": row["unchanged"] + row["stale"]} if len(batch) == 1 else {}
             for _, answer in batch:
                 if not answer.done():
                     answer.set_result(facts)
-        except AWAY as error:
+        except Exception as error:
             for _, answer in batch:
                 if not answer.done():
-                    answer.set_exception(_Refused(503, "database", "the record could not be stored; send it again"))
+                    answer.set_exception(Refused(503, "database", "the record could not be stored; send it again"))
             emit("source.failed", source=self.name, error=repr(error), hint="callers are told to come back")
-        return 0.0
+            if not isinstance(error, AWAY):
+                raise

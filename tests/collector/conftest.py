@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from collector.backfill import Backfill, Report
-from collector.live import register
+from collector.raw import register
 from collector.sources import build
 from worker.core.settings import Settings
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -49,9 +50,9 @@ def _bind(host: str, port: int, setting: str) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise Misconfigured(
-            f"cannot listen on {host}:{port}: {error.strerror}", f"another process has the port; set {setting} to another one, or to 0"
-        ) from error
+        taken = error.errno == errno.EADDRINUSE
+        hint = f"another process has the port; set {setting} to another one, or to 0" if taken else f"check {setting} and its HOST"
+        raise Misconfigured(f"cannot listen on {host}:{port}: {error.strerror or error}", hint) from error
     return listener
 
 
