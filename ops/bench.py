@@ -23,7 +23,7 @@ import uvloop
 from collector.raw import Appender
 from collector.record import Builder, RecordOptions
 from collector.sources import Page
-from ops import benchwork
+from ops import benchbare, benchwork
 from ops.migrate import migrate
 from worker.core import db, embedded
 from worker.core.settings import DatabaseSettings
@@ -33,7 +33,7 @@ CLOCK = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row of the table. `ratio`: to the bare loop of the same durable work."""
+    """One row of the table; `ratio` is to the bare loop."""
 
     what: str
     rate: float
@@ -65,7 +65,6 @@ class Bench:
         self.url = ""
 
     async def fresh(self) -> None:
-        await asyncio.sleep(0)
         admin = await asyncpg.connect(embedded.url(self.data).replace("/tailrace?", "/postgres?"))
         await admin.execute("drop database if exists bench with (force)")
         await admin.execute("create database bench")
@@ -92,7 +91,7 @@ class Bench:
         await self.fresh()
         async with await self.pool("tailrace_collector") as pool:
             with self.measured(len(lines)) as bare:
-                await benchwork.bare_intake(self.url, lines)
+                await benchbare.intake(self.url, lines)
             source = (await pool.fetch("select * from tailrace.register_sources('{files:bench}', array['{}'::jsonb])"))[0]["id"]
             await benchwork.register(self.url, slice_size=500)
             appender, builder = Appender(pool, enqueue=True, bells=0), Builder(RecordOptions(id_field=["id"]))
@@ -104,14 +103,13 @@ class Bench:
 
     async def drain(self, slice_size: int, processes: int) -> list[Line]:
         """A no-op processor, one result row per record, against the bare loop: claim, read, insert results, delete."""
-        records = self.records if slice_size > 1 else self.records // 2
+        records = self.records if slice_size > 1 else self.records // 3
         found = []
-        for run in (benchwork.bare_drain, benchwork.drain):
+        for target in (benchbare.drain, benchwork.drain):
             await self.fresh()
             await benchwork.fill(self.url, records, slice_size)
-            with self.measured(records) as m:
-                m["seconds"] = await run(self.url, records, slice_size, processes)
-            found.append(m)
+            seconds, cpu = await benchwork.spread(target, self.url, slice_size, processes, lambda: server_cpu(self.data))
+            found.append({"rate": records / seconds, "cpu_us": cpu / records * 1e6})
         bare, ours = found
         name = f"drain, slices of {slice_size}, {processes} process{'es' if processes > 1 else ''}"
         return [_line(name, ours, bare), Line("  bare loop", bare["rate"], bare["cpu_us"])]
@@ -134,17 +132,15 @@ class Bench:
     async def claims(self) -> list[Line]:
         """Claim time: with few and with many rows waiting, and while an old snapshot keeps all dead rows."""
         found = []
-        for waiting in (10_000, self.records * 5):
+        for waiting in (10_000, 1_000_000):
             await self.fresh()
             await benchwork.fill(self.url, waiting, 1)
             first, _ = await benchwork.claim_times(self.url, 9000)
             found.append(first)
-        lines = [
-            Line(f"claim of 500 singles, {self.records * 5:,} waiting", 0, note=f"{found[1]:.1f} ms, {found[1] / found[0]:.2f} x that with 10,000")
-        ]
+        lines = [Line("claim of 500 singles, 1,000,000 waiting", 0, note=f"{found[1]:.1f} ms, {found[1] / found[0]:.2f} x that with 10,000")]
         await self.fresh()
-        await benchwork.fill(self.url, self.records, 1)
-        first, last = await benchwork.claim_times(self.url, self.records, snapshot=True)
+        await benchwork.fill(self.url, 200_000, 1)
+        first, last = await benchwork.claim_times(self.url, 200_000, snapshot=True)
         return [
             *lines,
             Line("the same under an old snapshot, to the end", 0, note=f"first tenth {first:.1f} ms, last {last:.1f} ms: {last / first:.2f} x"),
@@ -185,7 +181,7 @@ async def _all(bench: Bench, only: str) -> list[Line]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
-    parser.add_argument("--records", type=int, default=200_000, metavar="N")
+    parser.add_argument("--records", type=int, default=400_000, metavar="N")
     parser.add_argument("--only", default="", metavar="PART", help="parts whose name holds this")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()

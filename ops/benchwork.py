@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import asyncpg
-import orjson
 import uvloop
 
 from collector.raw import Appender
@@ -66,100 +65,49 @@ async def fill(url: str, records: int, slice_size: int, *, open_work: bool = Tru
     return runnable.version_id
 
 
-async def _spread(target: Callable[..., Coroutine[Any, Any, None]], url: str, records: int, slice_size: int, processes: int) -> float:
-    """Seconds from a common start to the last end; starting up is outside."""
+Cost = tuple[float, float]  # seconds on the clock, seconds of CPU of all processes at work
+Target = Callable[[str, int, Callable[[], object]], Coroutine[Any, Any, None]]
+
+
+async def spread(target: Target, url: str, slice_size: int, processes: int, server: Callable[[], float]) -> Cost:
+    """What `processes` of `target` take from a common start to the last end; starting up is outside."""
     context = multiprocessing.get_context("spawn")
     gate, ready, ends = context.Event(), context.Semaphore(0), context.Queue()
-    started = [context.Process(target=_child, args=(target, url, records, slice_size, gate, ready, ends)) for _ in range(processes)]
+    started = [context.Process(target=_child, args=(target, url, slice_size, gate, ready, ends)) for _ in range(processes)]
     for process in started:
         process.start()
     for _ in started:
         await asyncio.to_thread(ready.acquire)
-    begun = time.monotonic()
+    begun, before = time.monotonic(), server()
     gate.set()
-    last = max([await asyncio.to_thread(ends.get) for _ in started])
+    found = [await asyncio.to_thread(ends.get) for _ in started]
+    after = server()
     for process in started:
         process.join()
-    return float(last - begun)
+    return max(end for end, _ in found) - begun, sum(cpu for _, cpu in found) + after - before
 
 
-def _child(target: Callable[..., Coroutine[Any, Any, None]], url: str, records: int, slice_size: int, gate: Any, ready: Any, ends: Any) -> None:
-    async def go() -> None:
-        await target(url, records, slice_size, lambda: (ready.release(), gate.wait()))
-        ends.put(time.monotonic())
+def _child(target: Target, url: str, slice_size: int, gate: Any, ready: Any, ends: Any) -> None:
+    cpu = 0.0
 
-    uvloop.run(go())
+    def wait() -> None:
+        nonlocal cpu
+        ready.release()
+        gate.wait()
+        cpu = time.process_time()
 
-
-async def drain(url: str, records: int, slice_size: int, processes: int) -> float:
-    return await _spread(_ours, url, records, slice_size, processes)
-
-
-async def bare_drain(url: str, records: int, slice_size: int, processes: int) -> float:
-    return await _spread(_bare, url, records, slice_size, processes)
+    uvloop.run(target(url, slice_size, wait))
+    ends.put((time.monotonic(), time.process_time() - cpu))
 
 
-async def _ours(url: str, _records: int, slice_size: int, wait: Callable[[], object]) -> None:
+async def drain(url: str, slice_size: int, wait: Callable[[], object]) -> None:
+    """The worker as it is, until nothing is left."""
     settings = Settings()
     runnable = await register(url, slice_size)
     async with await db.open_pool(url, settings.database, "bench", "tailrace_worker", 8) as pool:
         worker = Worker(settings, pool, [runnable], "drain", {})
         wait()
         await worker.run()
-
-
-_CLAIM = """update tailrace.jobs set state = 'c', token = $1, lease_until = now() + interval '15 seconds'
-  where (version_id, source_id, raw_id) in (select version_id, source_id, raw_id from tailrace.jobs where version_id = $2 and lane = 2 and source_id = $3
-    and state = 'r' and raw_id >= $4 order by raw_id limit $5 for update skip locked) returning source_id, raw_id, raw_id_to"""
-_READ = """select r.id, r.external_id, r.payload from unnest($1::bigint[], $2::bigint[]) s(a, b)
-  cross join lateral (select * from tailrace.raw_records r where r.source_id = $3 and r.id between s.a and s.b) r"""
-_RESULTS = "insert into tailrace.results (version_id, raw_id, status, token, finished_at) select $1, unnest($2::bigint[]), 'ok', $3, now()"
-_DELETE = "delete from tailrace.jobs where version_id = $1 and source_id = $2 and raw_id = any($3::bigint[]) and token = $4"
-
-
-async def _bare(url: str, _records: int, slice_size: int, wait: Callable[[], object]) -> None:
-    """The same durable work without a library: claim, read, results and delete in a transaction; the next claim beside the last settle."""
-    options = {"server_settings": {"enable_seqscan": "off", "enable_hashjoin": "off", "jit": "off"}}
-    claims, settles = await asyncpg.connect(url, **options), await asyncpg.connect(url, **options)
-    version = await claims.fetchval("select max(id) from tailrace.versions")
-    limit = max(1, 1000 // slice_size)
-
-    async def settle(source: int, token: uuid.UUID, firsts: list[int], ids: list[int]) -> None:
-        async with settles.transaction():
-            await settles.execute(_DELETE, version, source, firsts, token)
-            await settles.execute(_RESULTS, version, ids, token)
-
-    wait()
-    pending: asyncio.Task[None] | None = None
-    for source in range(1, SOURCES + 1):
-        low = 0
-        while True:
-            token = uuid.uuid4()
-            jobs = await claims.fetch(_CLAIM, token, version, source, low, limit)
-            if not jobs:
-                break
-            low = max(j["raw_id"] for j in jobs) + 1
-            rows = await claims.fetch(_READ, [j["raw_id"] for j in jobs], [j["raw_id_to"] for j in jobs], source)
-            if pending:
-                await pending
-            pending = asyncio.create_task(settle(source, token, [j["raw_id"] for j in jobs], [r["id"] for r in rows]))
-    if pending:
-        await pending
-
-
-async def bare_intake(url: str, lines: list[bytes]) -> None:
-    """The best bare way: COPY into a temporary table, insert what is new by its key; pages of 1,000."""
-    connection = await asyncpg.connect(url)
-    await connection.execute(
-        "create table public.bare (id bigint generated always as identity primary key, source int, key text, payload jsonb, unique (source, key))"
-    )
-    await connection.execute("create temporary table stage (key text, payload jsonb) on commit delete rows")
-    for first in range(0, len(lines), 1000):
-        records = [(str(orjson.loads(line)["id"]), line.decode()) for line in lines[first : first + 1000]]
-        async with connection.transaction():
-            await connection.copy_records_to_table("stage", records=records)
-            await connection.execute("insert into public.bare (source, key, payload) select 1, key, payload from stage on conflict do nothing")
-    await connection.close()
 
 
 async def latency(url: str, rounds: int) -> list[float]:
@@ -179,27 +127,14 @@ async def latency(url: str, rounds: int) -> list[float]:
             await asyncio.sleep(0.005 if n else 1.0)
             _started.clear()
             page = Page([RawRecord(str(n), str(n).encode(), f'{{"i": {n}}}')], {"n": n})
-            committed = await _append(appender, source, page)
+            await appender.append(source, "files:bench", page)
+            committed = time.monotonic()
             while not _started:  # noqa: ASYNC110  a probe that costs the measured path nothing
                 await asyncio.sleep(0.0002)
             waits.append(_started[0] - committed)
         worker.stop.set()
         await running
     return waits
-
-
-async def _append(appender: Appender, source: int, page: Page) -> float:
-    ring, committed = appender.ring, 0.0
-
-    async def noted(source_id: int | None = None) -> None:
-        nonlocal committed
-        committed = time.monotonic()
-        await ring(source_id)
-
-    appender.ring = noted  # type: ignore[method-assign]
-    await appender.append(source, "files:bench", page)
-    appender.ring = ring  # type: ignore[method-assign]
-    return committed
 
 
 async def claim_times(url: str, records: int, *, snapshot: bool = False) -> tuple[float, float]:
