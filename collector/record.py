@@ -27,9 +27,7 @@ class RecordOptions(BaseModel):
     """How the records of a source are read. Every kind of source that takes JSON has these."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    id_field: Names = Field(
-        default_factory=list, description="field (or fields, joined by /) that names a record; dots go deeper; none: its content does"
-    )
+    id_field: Names = Field(default_factory=list, description="field (or fields, joined by /) that names a record; none: its content does")
     time_field: str | None = Field(None, description="when it happened: ISO 8601 with zone, or epoch seconds or milliseconds")
     version_field: str | None = Field(None, description="when it was last edited; an older one never becomes a revision")
     ignore_fields: Names = Field(default_factory=list, description="fields whose change is no news, e.g. counters; dots go deeper")
@@ -111,10 +109,11 @@ def parse(raw: bytes) -> tuple[Any, bytes]:
         raise Defect(_why_unstorable(raw, error)) from None
     except TypeError:  # deeper than orjson writes
         canonical = raw
-    if b"\\u0000" in raw and _NUL.search(raw):
+    escapes = b"\\u00" in raw
+    if escapes and _NUL.search(raw):
         raise Defect("NUL character")
     # Outside of strings, a colon belongs to a key: a key that came twice is one colon less afterwards.
-    if raw.count(b":") != canonical.count(b":") or b"\\u003" in raw or canonical is raw:
+    if raw.count(b":") != canonical.count(b":") or (escapes and b"\\u003" in raw) or canonical is raw:
         try:
             json.loads(raw, object_pairs_hook=_refuse_twice, parse_int=str)
         except RecursionError:
@@ -179,16 +178,16 @@ class Builder:
         parts = [get(value) for get in self._ids]
         if None in parts or "" in parts:
             return digest.hex(), meta | {"defect": f"no {', '.join(self._o.id_field)}"}
-        key = "/".join([p if isinstance(p, str) else orjson.dumps(p, option=orjson.OPT_SORT_KEYS).decode() for p in parts])
-        return short(key.replace("\0", "")), meta
+        return short("/".join(map(_written, parts)).replace("\0", "")), meta
+
+
+def _written(part: Any) -> str:
+    return part if isinstance(part, str) else str(part) if type(part) is int else orjson.dumps(part, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def _time(get: Callable[[Any], Any] | None, value: Any, meta: dict[str, Any]) -> tuple[dt.datetime | None, dict[str, Any]]:
-    given = get(value) if get else None
-    if given is None:
-        return None, meta
     try:
-        return moment(given), meta
+        return (moment(given) if get and (given := get(value)) is not None else None), meta
     except Defect as defect:
         return None, meta | {"defect": str(defect)}
 

@@ -19,13 +19,13 @@ Entry = dict[str, Any]
 class Found:
     """One file that was found. Raises OSError with the reason where it cannot be read as a file."""
 
-    __slots__ = ("gone", "identity", "mtime", "path", "shape", "size")
+    __slots__ = ("gone", "identity", "mtime", "name", "path", "shape", "size")
 
     def __init__(self, path: Path, shape: tuple[str, str], *, gone: bool = False) -> None:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise OSError("not a regular file")
-        self.path, self.shape, self.gone = path, shape, gone
+        self.path, self.shape, self.gone, self.name = path, shape, gone, shown(path.name)
         self.size, self.mtime = found.st_size, found.st_mtime_ns
         self.identity = f"{found.st_dev:x}-{found.st_ino:x}"
 
@@ -39,13 +39,9 @@ class Found:
         """Renamed to a number or out of the path: written no more, so its last line counts even without newline."""
         return self.gone or self.path.suffix[1:].isdigit()
 
-    @property
-    def name(self) -> str:
-        """Its name as text that JSON can hold, whatever its bytes."""
-        return shown(self.path.name)
-
 
 def shown(name: str) -> str:
+    """A file name as text that JSON can hold, whatever its bytes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
