@@ -60,9 +60,7 @@ class Bench:
     """One server, a fresh database per measurement."""
 
     def __init__(self, data: Path, records: int) -> None:
-        self.data = data
-        self.records = records
-        self.url = ""
+        self.data, self.records, self.url = data, records, ""
 
     async def fresh(self) -> None:
         admin = await asyncpg.connect(embedded.url(self.data).replace("/tailrace?", "/postgres?"))
