@@ -44,8 +44,7 @@ class Line:
 
 def server_cpu(data: Path) -> float:
     """Seconds that the processes of the server in this folder have used."""
-    pid = int((data / "postmaster.pid").read_text().split()[0])
-    total = 0.0
+    pid, total = int((data / "postmaster.pid").read_text().split()[0]), 0.0
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rsplit(")", 1)[1].split()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
-import threading
 
 import asyncpg
 import psycopg
@@ -101,20 +101,8 @@ async def test_a_newer_and_an_edited_schema_are_refused(tailrace, pool, db_url):
 
 
 def test_migrating_twice_and_at_once_is_harmless(empty_db_url):
-    failures = []
-
-    def go():
-        try:
-            migrate(empty_db_url)
-        except Exception as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=go) for _ in range(3)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert failures == []
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        assert {m.number for m in threads.map(migrate, [empty_db_url] * 3)} == {1}
     assert migrate(empty_db_url).applied == ()
 
 
