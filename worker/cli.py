@@ -70,7 +70,7 @@ async def _work(settings: Settings, url: str, pool: asyncpg.Pool, runnables: lis
 
         gates = open_gates(settings)
     worker = Worker(settings, pool, runnables, mode, gates)
-    worker.max_jobs = given.max_jobs or worker.max_jobs
+    worker.limit(given.max_jobs or settings.worker.max_jobs)
     _on_signals(worker)
     print(announcement(settings, worker.name, url, runnables, mode, sorted(gates)), file=sys.stderr, flush=True)
     emit("program.started", mode=mode, worker=worker.name, versions=[f"{r.pipeline}/{r.version}" for r in runnables], gates=sorted(gates))

@@ -33,6 +33,7 @@ class Feeder:
         self._normal = 0
         self.wake = asyncio.Event()
         self.stopping = False
+        self.budget: int | None = None  # records that may still be claimed; None: no end
         self.quiet: Callable[[], None] = lambda: None  # called when nothing is ready and nothing is held
 
     def ring(self, source_id: int | None = None) -> None:
@@ -45,7 +46,7 @@ class Feeder:
         self.wake.set()
 
     async def step(self) -> float:
-        if self.stopping:
+        if self.stopping or self.budget == 0:
             return self._poll
         if time.monotonic() - self._looked > FORGET and (self._ready or self._idle() or time.monotonic() - self._looked > self._poll):
             await self._look()
@@ -89,7 +90,8 @@ class Feeder:
         key = (line.runnable.version_id, lane)
         ready = self._ready[key]
         sources = random.sample(sorted(ready), min(SOURCES, len(ready)))
-        limit = max(1, line.room() // line.runnable.slice_size)
+        room = line.room() if self.budget is None else min(line.room(), self.budget)
+        limit = max(1, room // line.runnable.slice_size)
         each = -(-limit // len(sources))
         pieces = await self._jobs.claim(line.runnable, lane, [(s, self._lows.get((*key, s), 0)) for s in sources], each, limit)
         self._claims += 1
@@ -99,8 +101,16 @@ class Feeder:
         for piece in pieces:
             self._lows[(*key, piece.source_id)] = piece.raw_id + 1
         if pieces:
+            self._spend(pieces)
             self._report(line, lane, pieces)
             line.push(pieces)
+
+    def _spend(self, pieces: list[Slice]) -> None:
+        """Keeps to the budget: a slice that goes beyond it is cut."""
+        if self.budget is not None:
+            for piece in pieces:
+                piece.cut(max(self.budget, 1))
+                self.budget = max(0, self.budget - len(piece.records))
 
     def _exhausted(self, key: tuple[int, int], sources: list[int], pieces: list[Slice], each: int) -> None:
         got = dict.fromkeys(sources, 0)
@@ -116,12 +126,13 @@ class Feeder:
         self._normal = 0
         line = self._by_version[min(self._suspects)]
         until = time.monotonic() + ALONE
-        while not self.stopping and time.monotonic() < until:
+        while not self.stopping and self.budget != 0 and time.monotonic() < until:
             await self._wait_idle()
             pieces = [] if self.stopping else await self._jobs.claim_suspect(line.runnable)
             if not pieces:
                 self._suspects.discard(line.runnable.version_id)
                 break
+            self._spend(pieces)
             self._report(line, pieces[0].lane, pieces)
             line.push(pieces)
         await self._wait_idle()

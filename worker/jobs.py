@@ -35,6 +35,7 @@ class Slice:
     due_us: int
     history: str | None
     records: list[Record]
+    beyond: int | None = None  # the first record that we leave to others, where --max-jobs ends within the slice
     outcomes: list[Outcome] = field(default_factory=list)
     settled: int = 0
     claimed: float = field(default_factory=time.monotonic)
@@ -42,6 +43,12 @@ class Slice:
     busy_since: float = 0.0
     seconds: float = 0.0
     lost: bool = False
+
+    def cut(self, count: int) -> None:
+        """Takes only the first records; the rest is given back at the end."""
+        if count < len(self.records):
+            self.beyond = self.records[count].id
+            del self.records[count:]
 
     @property
     def done(self) -> bool:

@@ -39,7 +39,6 @@ class Worker:
         self.name = worker_name(settings)
         self.exit_code = 0
         self.stopped_why = ""
-        self.max_jobs = settings.worker.max_jobs
         self.stop = asyncio.Event()
         self.released = asyncio.Event()
         self._pool = pool
@@ -51,7 +50,12 @@ class Worker:
         self.settler = Settler(self.jobs, self.lines, mode, orjson.dumps(gates).decode(), w.settle_seconds, self.released.set)
         self.heartbeat = Heartbeat(self.jobs, self.lines, w.beat_seconds, w.lease_seconds)
         self.watchdog = Watchdog(self.jobs, self.lines, self.feeder, pool, w.watch_seconds, w.max_crashes, sorted(gates), self._give_up)
+        self.limit(settings.worker.max_jobs)
         self._guard = Guard(max(2 * w.lease_seconds, 10.0))
+
+    def limit(self, records: int | None) -> None:
+        """Stop after so many records."""
+        self.max_jobs = self.feeder.budget = records
 
     @property
     def done(self) -> int:
@@ -60,7 +64,7 @@ class Worker:
     def _changed(self) -> None:
         self.feeder.wake.set()
         self.settler.wake.set()
-        if self.max_jobs and self.done >= self.max_jobs:
+        if self.max_jobs is not None and self.done >= self.max_jobs:
             self.stop.set()
 
     def _give_up(self, why: str) -> None:
@@ -137,7 +141,7 @@ class Worker:
             await service.rest_or_wake(0.05, self.released)
         for line in self.lines:
             await line.stop()
-        left = {p.token for line in self.lines for p in line.held} | {p.token for p in waiting}
+        left = {p.token for line in self.lines for p in line.held} | {p.token for p in waiting} | self.settler.cut
         if left:
             with contextlib.suppress(*db.AWAY):
                 given = await self.jobs.give_back(sorted(left))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Callable
 
 import asyncpg
@@ -29,6 +30,7 @@ class Settler:
         self._every = every
         self._released = released
         self.wake = asyncio.Event()
+        self.cut: set[uuid.UUID] = set()  # claims of which a part was left alone
         self.totals = {"ok": 0, "skipped": 0, "failed": 0, "retried": 0}
 
     async def step(self) -> float:
@@ -81,17 +83,19 @@ class Settler:
         counts = [columns.add(piece) for piece in pieces]
         runnable = line.runnable
         released, suppressed, _buried = await self._jobs.settle(runnable.version_id, self._mode, self._gates, columns.arguments())
-        for piece, count in zip(pieces, counts, strict=True):
-            piece.settled += count
-            if piece.settled < len(piece.records):
-                piece.raw_id = piece.records[piece.settled].id
-        line.drop(*(p for p in pieces if p.settled == len(p.records)))
-        if released:
-            self._released()
         sums = [sum(c) for c in zip(*columns.counts, strict=True)]
         outcome = dict(zip(self.totals, sums, strict=True))
         for name, value in outcome.items():
             self.totals[name] += value
+        for piece, count in zip(pieces, counts, strict=True):
+            piece.settled += count
+            if piece.settled < len(piece.records):
+                piece.raw_id = piece.records[piece.settled].id
+            elif piece.beyond is not None:
+                self.cut.add(piece.token)
+        line.drop(*(p for p in pieces if p.settled == len(p.records)))
+        if released:
+            self._released()
         seconds = sum(p.seconds / len(p.records) for p in pieces) / len(pieces)
         emit(
             "job.settled", pipeline=runnable.pipeline, version=runnable.version, slices=len(pieces), records=sum(counts), **outcome,

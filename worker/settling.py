@@ -65,9 +65,9 @@ class Columns:
                     self._retry(piece, record, outcome)
         self.slices.append(piece)
         self.counts.append((ok, skipped, failed, retried))
-        whole = last == len(piece.records)
-        self.nexts.append(None if whole else piece.records[last].id)
-        self.lefts.append(None if whole else len(piece.records) - last)
+        following = piece.records[last].id if last < len(piece.records) else piece.beyond
+        self.nexts.append(following)
+        self.lefts.append(None if following is None else piece.n_rows - last)
         return last - first
 
     def _done(self, piece: Slice, record: Record, outcome: Done) -> None:

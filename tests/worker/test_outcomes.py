@@ -185,3 +185,17 @@ async def test_a_tombstone_and_a_body_reach_the_processor(pool, register, drain)
     )
     await drain(runnable)
     assert seen == [("create", None, b"\xff", {"file": "f"}), ("delete", None, None, {})]
+
+
+async def test_a_limit_of_records_is_kept_to_the_letter_and_the_rest_given_back(pool, register, feed, drain, statuses):
+    async def f(record, ctx):
+        return Done()
+
+    runnable = await register(f, slice_size=10)
+    await feed(25)
+    worker = await drain(runnable, max_jobs=14)
+    assert worker.done == 14
+    assert await statuses() == {"ok": 14, "pending": 11}
+    assert await pool.fetchval("select count(*) from tailrace.jobs where state <> 'r'") == 0
+    await drain(runnable)
+    assert await statuses() == {"ok": 25}
