@@ -15,6 +15,7 @@ from ops.db import connected, one
 from ops.migrate import migrate
 from worker.core import embedded
 from worker.core.db import shown
+from worker.core.http import USUAL
 from worker.core.options import INTERRUPTED, OK, PARTLY
 from worker.core.settings import Settings
 
@@ -86,7 +87,7 @@ def _copy(name: str, lines: IO[str]) -> None:
 
 def _programs(settings: Settings, url: str, workers: int) -> list[Program]:
     env = os.environ | {"DATABASE_URL": url}
-    base = settings.worker.port
+    base = settings.worker.port if settings.worker.port is not None else USUAL
     return [Program("collector", ["collector", "live"], env)] + [
         Program(f"worker-{n}", ["worker"], env | {"TAILRACE_WORKER__PORT": str(base + n - 1 if base else 0)}) for n in range(1, workers + 1)
     ]
@@ -100,7 +101,7 @@ def up(settings: Settings, *, workers: int, once: bool) -> int:
     print(f"database   {shown(url)}" + (f" (embedded, in {settings.data_dir})" if settings.database_url is None else ""))
     print(f"schema     migration {done.number}" + (f", applied {', '.join(done.applied)}" if done.applied else ", up to date"))
     print(
-        f"metrics    http://{settings.collector.host}:{settings.collector.port}/metrics and, for each worker, port {settings.worker.port} and up",
+        f"metrics    http://{settings.collector.host}:{settings.collector.port}/metrics; each worker says its own",
         flush=True,
     )
     stopping: list[int] = []

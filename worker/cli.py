@@ -82,7 +82,8 @@ async def _work(settings: Settings, url: str, pool: asyncpg.Pool, runnables: lis
     if mode == "drain":
         await worker.run(*services)
     else:
-        async with serving(settings.worker.host, settings.worker.port, [], Metrics("worker"), lambda: pool, lambda: _ready(worker)):
+        async with serving(settings.worker.host, settings.worker.port, [], Metrics("worker"), lambda: pool, lambda: _ready(worker)) as port:
+            print(f"  serves /healthz /readyz /metrics on {settings.worker.host}:{port}", file=sys.stderr, flush=True)
             await worker.run(*services)
     emit("program.stopped", worker=worker.name, why=worker.stopped_why or "asked to", **worker.settler.totals)
     if mode == "drain":

@@ -66,7 +66,7 @@ async def connect_pool(url: str, settings: DatabaseSettings, program: str, role:
                     max_size=size,
                     setup=None,
                     init=prepare,
-                    reset=_keep if settings.pooler == "none" else None,
+                    reset=_keep,
                     server_settings=extra,
                     command_timeout=settings.statement_timeout + 5,
                     timeout=10,

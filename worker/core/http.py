@@ -19,6 +19,8 @@ from starlette.routing import BaseRoute, Route
 from worker.core.errors import Misconfigured
 from worker.core.metrics import Metrics
 
+USUAL = 9402  # where no port is set; a second process on the machine takes a free one
+
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: the program has its own."""
@@ -42,7 +44,11 @@ def _routes(metrics: Metrics, pool: Callable[[], asyncpg.Pool | None], unready: 
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", scrape)]
 
 
-def _bind(host: str, port: int, setting: str) -> socket.socket:
+def _bind(host: str, port: int | None, setting: str) -> socket.socket:
+    if port is None:
+        with contextlib.suppress(Misconfigured):
+            return _bind(host, USUAL, setting)
+        port = 0
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -58,7 +64,8 @@ def _bind(host: str, port: int, setting: str) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def serving(
-    host: str, port: int, routes: Sequence[BaseRoute], metrics: Metrics, pool: Callable[[], asyncpg.Pool | None], unready: Callable[[], str | None],
+    host: str, port: int | None, routes: Sequence[BaseRoute], metrics: Metrics,
+    pool: Callable[[], asyncpg.Pool | None], unready: Callable[[], str | None],
     setting: str = "TAILRACE_WORKER__PORT",
 ) -> AsyncIterator[int]:  # fmt: skip
     """Serves while the block runs; gives the bound port. Raises Misconfigured where the port is taken."""
