@@ -92,7 +92,7 @@ def _options(pipeline: str, spec: PipelineSpec, found: Processor) -> Any:
 
 def describe(spec: PipelineSpec, found: Processor) -> tuple[str, dict[str, Any]]:
     """The fingerprint of a version, and what it is made of: code, options, further texts."""
-    code = inspect.getsource(inspect.getmodule(found.function) or found.function)
+    code = found.code or inspect.getsource(inspect.getmodule(found.function) or found.function)
     parts = {
         "processor": found.name,
         "code": hashlib.sha256(code.encode()).hexdigest(),

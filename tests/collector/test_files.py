@@ -36,7 +36,9 @@ async def test_every_shape_gives_the_same_records(inbox, shape):
     inbox.collector = {"page_records": 7}
     rows = [{"id": str(n), "text": f"täxt {n}"} for n in range(50)]
     lines = "\n".join(json.dumps(r) for r in rows) + "\n"
-    text = {"jsonl": lines, "json": json.dumps(rows, indent=1), "csv": "id,text\n" + "".join(f"{r['id']},{r['text']}\n" for r in rows)}[shape.split(".")[1]]
+    text = {"jsonl": lines, "json": json.dumps(rows, indent=1), "csv": "id,text\n" + "".join(f"{r['id']},{r['text']}\n" for r in rows)}[
+        shape.split(".")[1]
+    ]
     pack = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(shape.split(".")[-1], bytes)
     (inbox.folder / shape).write_bytes(pack(text.encode()))
     assert (await inbox.read()).appended == 50

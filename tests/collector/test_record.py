@@ -35,7 +35,9 @@ def test_an_escaped_backslash_is_no_nul():
     assert record.body is None
 
 
-@pytest.mark.parametrize(("value", "why"), [("2026-01-01T00:00:00", "naive time"), ("yesterday", "not a time"), (True, "not a time"), (1e300, "not a time")])
+@pytest.mark.parametrize(
+    ("value", "why"), [("2026-01-01T00:00:00", "naive time"), ("yesterday", "not a time"), (True, "not a time"), (1e300, "not a time")]
+)
 def test_a_time_that_cannot_be_used_is_a_defect_of_a_stored_record(value, why):
     record = Builder(RecordOptions(time_field="t")).build(json.dumps({"t": value}).encode(), {})
     assert record.occurred_at is None

@@ -26,6 +26,7 @@ class Processor:
     executor: Kind | concurrent.futures.Executor | None = None
     options: type[BaseModel] | None = None
     fingerprint: tuple[str, ...] = ()
+    code: str | None = None
 
 
 _registered: dict[str, Processor] = {}
@@ -42,6 +43,7 @@ def processor(
     executor: Kind | concurrent.futures.Executor | None = None,
     options: type[BaseModel] | None = None,
     fingerprint: tuple[str, ...] = (),
+    code: str | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers `function(record, ctx)`, or with `batch=True` `function(records, ctx)` returning one outcome per record.
 
@@ -49,11 +51,12 @@ def processor(
     hundreds where it is cheap. `concurrency`: how many run at once (default: 8 for async functions, 1 otherwise).
     `deadline`: seconds for one record or batch. `executor`: inline (default for async), threads (default for plain functions),
     processes, or a concurrent.futures.Executor. `options`: a pydantic model that checks `[pipelines.X.options]`.
-    `fingerprint`: further texts, e.g. a prompt, whose change makes a new version.
+    `fingerprint`: further texts, e.g. a prompt, whose change makes a new version. `code`: stands for the module's text in the
+    fingerprint, where a change of the text alone is to make no new version.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        _registered[name] = Processor(name, function, version, slice_size, batch, concurrency, deadline, executor, options, fingerprint)
+        _registered[name] = Processor(name, function, version, slice_size, batch, concurrency, deadline, executor, options, fingerprint, code)
         return function
 
     return register

@@ -16,7 +16,7 @@ class EchoOptions(BaseModel):
     target: str = ""
 
 
-@processor("echo", version="1", slice_size=500, executor="inline", options=EchoOptions)
+@processor("echo", version="1", slice_size=500, executor="inline", options=EchoOptions, code="echo/1")
 async def echo(record: Record, ctx: Context) -> Done | Skip:
     options: EchoOptions = ctx.options
     if record.op == "delete":

@@ -144,7 +144,7 @@ def _effects(options: RulesOptions, record: Record, text: str, fields: dict[str,
     ]
 
 
-@processor("rules", version=None, slice_size=200, executor="inline", options=RulesOptions)
+@processor("rules", version=None, slice_size=200, executor="inline", options=RulesOptions, code="rules/1")
 def rules(record: Record, ctx: Context) -> Done | Skip:
     options: RulesOptions = ctx.options
     if record.op == "delete":
