@@ -70,6 +70,7 @@ class Backfill:
                         if self.stop.is_set() or self._exhausted(report):
                             return report
             report.finished = True
+            report.error = f"cannot read {', '.join(source.unread)}" if source.unread else ""
         except (PositionMoved, asyncpg.PostgresError, *db.AWAY, ValueError) as error:
             report.error = str(error) or repr(error)
         finally:
@@ -91,14 +92,12 @@ class Backfill:
         for first in range(0, max(len(page.records), 1), size):
             part = page.records[first : first + size]
             whole = first + size >= len(page.records)
-            if self._left is not None and len(part) > self._left:
-                part, whole = part[: self._left], False
+            if self._left is not None:
+                if len(part) > self._left:
+                    part, whole = part[: self._left], False
+                self._left -= len(part)
             if part or whole:
                 yield Page(part, page.position if whole else {})
-            if self._left is not None:
-                self._left -= len(part)
-                if self._left <= 0:
-                    return
 
     def _inside(self, record: RawRecord) -> bool:
         when = record.occurred_at
@@ -106,7 +105,7 @@ class Backfill:
 
     async def _store(self, report: Report, source: Source, source_id: int | None, piece: Page, at: dict[str, Any]) -> None:
         report.seen += len(piece.records)
-        report.chunks += 1
+        report.chunks += bool(piece.records)
         report.defects += len(defects_of(piece))
         if source_id is None or self._given.dry_run:
             known = 0 if source_id is None else await self._known(source_id, piece)

@@ -31,6 +31,11 @@ class Source(Protocol):
     name: str
     caught_up: bool
 
+    @property
+    def unread(self) -> list[str]:
+        """Parts of the source that could not be read; they are tried again by themselves."""
+        ...
+
     def tail(self, position: dict[str, Any], stop: asyncio.Event) -> AsyncGenerator[Page, None]:
         """Pages from `position` on, for ever; waits for news by itself. Sets `caught_up` while there is nothing more."""
         ...

@@ -105,6 +105,10 @@ class Files:
         async for page in self._pass(position, final=True):
             yield page
 
+    @property
+    def unread(self) -> list[str]:
+        return self._folder.unread
+
     def joined(self, position: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         """What the other lane has read needs no second reading."""
         return {"files": further(position.get("files", {}), other.get("files", {}))}
@@ -120,7 +124,7 @@ class Files:
             reading = Reading(file, known, self._o.max_line_bytes)
             try:
                 for piece in self._new(reading, final=final):
-                    if piece.raw.strip():
+                    if piece.why or piece.raw.strip():
                         records.append(self._record(file.name, piece))
                     reading.end, size, taken = piece.end, size + len(piece.raw), taken + 1
                     if len(records) >= self._settings.page_records or size >= self._settings.page_bytes:
@@ -132,7 +136,7 @@ class Files:
                 entries |= reading.entry(done=True)
             except Exception as error:  # noqa: BLE001  whatever is wrong with one file, the others are read
                 self._folder.failed(file.path, error, file)
-                entries |= reading.entry()
+                entries |= reading.entry() if reading.end > 0 else {}
             finally:
                 reading.close()
         self._stats = {f.identity: (f.size, f.mtime) for f in found}

@@ -82,6 +82,11 @@ class Folder:
         again, _, state = self._failing.get(str(file.path), (0.0, 0.0, None))
         return time.monotonic() >= again or state != (file.size, file.mtime)
 
+    @property
+    def unread(self) -> list[str]:
+        """Files that were opened and could not be read to their end."""
+        return [path for path, (_, _, state) in self._failing.items() if state]
+
     def failed(self, path: Path, error: Exception, file: Found | None = None) -> None:
         """Said once per failure, not once per look; the pause before the next try grows to a minute."""
         key = str(path)

@@ -62,31 +62,32 @@ class _Text:
 
 def array(file: IO[bytes], most: int) -> Iterator[Piece]:
     """The elements of a JSON array, or the top-level values of a file without one, as they are written. `end` is their number."""
-    text, count, more = _Text(file), 0, True
+    text, count = _Text(file), 0
     inside = text.next() == "["
     text.at += inside
-    if inside and text.next() == "]":
-        text.at, more = text.at + 1, False
-    while more and text.next():
+    closed = inside and text.next() == "]"
+    while not closed and (inside or text.next()):
+        text.next()
         found = text.value(most)
         if found is None:
-            yield _rest(text, count + 1, f"the file is not readable from its value {count + 1} on: not JSON, or longer than max_line_bytes")
+            yield _rest(text, count + 1, f"the file is not readable from its value {count + 1} on: not JSON, cut off, or longer than max_line_bytes")
             return
         count += 1
         yield Piece(_bytes(found), count)
-        if inside:
-            more = text.next() == ","
-            text.at += more or text.next() == "]"
-            if not more and text.text[text.at - 1 : text.at] != "]":
+        if inside and (after := text.next()) != ",":
+            closed = after == "]"
+            if not closed:
                 yield _rest(text, count + 1, f"the array is broken after its value {count}")
                 return
+        text.at += inside and not closed
+    text.at += closed
     if text.next():
         yield _rest(text, count + 1, "there is more after the end of the array")
 
 
 def _rest(text: _Text, count: int, why: str) -> Piece:
     rest = _bytes(text.text[text.at :])
-    return Piece(rest[:HEAD], count, why, hashlib.blake2b(rest, digest_size=16).digest())
+    return Piece(rest[:HEAD], count, why, hashlib.blake2b(why.encode() + rest, digest_size=16).digest())
 
 
 def _bytes(text: str) -> bytes:

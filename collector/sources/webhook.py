@@ -33,6 +33,7 @@ class Webhook:
     def __init__(self, name: str, options: WebhookOptions, settings: CollectorSettings) -> None:
         self.name = name
         self.caught_up = True
+        self.unread: list[str] = []
         self._o = options
         self._settings = settings
         self._secret = secret_of(name, options)

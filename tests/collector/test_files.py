@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -197,3 +198,89 @@ async def test_real_messages_are_stored_once(inbox, shared, version, pool):
     report = await inbox.read()
     assert (report.appended, report.unchanged) == (1, len(messages) - 1)
     assert await pool.fetchval("select count(*) from tailrace.jobs") == before + 1
+
+
+async def test_a_line_file_written_anew_in_place_is_read_again(inbox):
+    path = inbox.write("a.jsonl", *({"id": n, "text": "one"} for n in range(200)))
+    await inbox.read()
+    path.write_text(path.read_text().replace('{"id": 100, "text": "one"}', '{"id": 100, "text": "two"}'))
+    os.utime(path, (1, 1))
+    report = await inbox.read()
+    assert (report.appended, report.unchanged) == (1, 199)
+
+
+async def test_a_renamed_folder_number_or_device_changes_nothing(inbox, pool):
+    inbox.write("a.jsonl", {"id": 1})
+    await inbox.read()
+    position = json.loads(await pool.fetchval("select position from tailrace.cursors"))
+    elsewhere = {"files": {"ffff" + identity[identity.index("-") :]: entry for identity, entry in position["files"].items()}}
+    await pool.execute("update tailrace.cursors set position = $1", json.dumps(elsewhere))
+    assert (await inbox.read()).seen == 0
+
+
+async def test_a_failing_file_is_left_alone_for_a_while_and_read_when_it_is_mended(inbox, seen):
+    path = inbox.folder / "a.jsonl.zst"
+    path.write_bytes(b"not packed")
+    source = build(inbox.settings())["files:inbox"]
+    for _ in range(3):
+        assert [p async for p in pages_of(source, final=True)] == []
+    assert [name for name, _ in seen] == ["source.failed"]
+    path.write_bytes(zstandard.ZstdCompressor().compress(b'{"id": 1}\n'))
+    assert len([p async for p in pages_of(source, final=True)]) == 1
+    assert [name for name, _ in seen] == ["source.failed", "source.recovered"]
+
+
+async def test_the_position_forgets_the_oldest_of_the_files_that_are_gone_and_none_that_is_there(inbox):
+    gone = {f"1-{n:x}": {"name": "x", "size": 1, "mtime": n, "done": True} for n in range(3000)}
+    for n in range(5):
+        inbox.write(f"{n}.jsonl", {"id": n})
+    source = build(inbox.settings())["files:inbox"]
+    [(records, position)] = [p async for p in pages_of(source, final=True, position={"files": gone})]
+    assert len(records) == 5
+    assert len(position["files"]) == 1005
+    assert min(e["mtime"] for e in position["files"].values()) == 2000
+    assert [p async for p in pages_of(source, final=True, position=position)] == []
+
+
+async def test_small_files_share_a_page(inbox):
+    for n in range(30):
+        inbox.write(f"{n}.jsonl", {"id": n})
+    report = await inbox.read()
+    assert (report.chunks, report.appended) == (1, 30)
+
+
+async def test_two_overlong_lines_with_the_same_beginning_are_two_records(inbox):
+    inbox.options["max_line_bytes"] = 100_000
+    lines = [b"x" * 3_000_000 + end + b"\n" for end in (b"a", b"b", b"b")]
+    (inbox.folder / "a.jsonl").write_bytes(b"".join(lines))
+    (inbox.folder / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(lines) + b'{"id": 1}\n'))
+    report = await inbox.read()
+    assert (report.appended, report.unchanged) == (3, 4)
+
+
+async def test_a_last_line_that_is_not_whole_waits_also_in_a_rotated_file(inbox):
+    path = inbox.folder / "a.jsonl.1"
+    path.write_text('{"id": 1}\n{"id": 2, "text')
+    assert (await inbox.read()).appended == 1
+    with path.open("a") as file:
+        file.write('": ""}')
+    assert (await inbox.read()).appended == 1
+    assert await ids(inbox) == [1, 2]
+
+
+async def test_a_name_that_is_no_text_is_no_trouble(inbox):
+    Path(os.fsdecode(os.fsencode(inbox.folder) + b"/\xff.jsonl")).write_text('{"id": 1}\n')
+    assert (await inbox.read()).appended == 1
+    assert (await inbox.read()).seen == 0
+
+
+async def test_what_was_read_but_not_stored_is_read_again(inbox):
+    """The process died between reading and storing: the position still stands before the page."""
+    inbox.write("a.jsonl", *({"id": n} for n in range(10)))
+    source = build(inbox.settings())["files:inbox"]
+    async for records, _ in pages_of(source, final=False):
+        assert len(records) == 10
+    assert (await inbox.read()).appended == 10
+    assert len([r async for r in pages_of(source, final=False)]) == 0
+    async for page in source.fetch({}):
+        assert len(page.records) == 10

@@ -73,3 +73,30 @@ def test_any_bytes_make_a_record_that_holds_them(raw):
     assert (record.body == raw) if record.payload is None else (record.payload.encode() == raw)
     assert record.external_id
     assert len(record.external_id) <= 500
+
+
+@pytest.mark.parametrize("raw", [b'{"a" :1,"a":2}', b'{"a":1,"\\u0061":2,"t":"\\u003a"}', b'{"x": {"a" : 1, "a"  : 1}}'])
+def test_a_key_that_comes_twice_is_found_however_it_is_written(raw):
+    assert Builder(RecordOptions()).build(raw, {}).meta["defect"] == "duplicate keys"
+
+
+@pytest.mark.parametrize("raw", [b'{"t": "a\\":b", "u": ":"}', b'{"t": "\\u003a \\u0022:"}', b'{"a": {"a": {"a": 1}}}', b"[" * 400 + b"]" * 400])
+def test_what_only_looks_like_it_is_none(raw):
+    assert Builder(RecordOptions()).build(raw, {}).payload is not None
+
+
+def test_numbers_that_a_double_cannot_hold_stay_apart():
+    build = Builder(RecordOptions(id_field=["id"])).build
+    one, other = (build(b'{"id": %d, "v": 1}' % n, {}) for n in (2**64 + 1, 2**64 + 2))
+    assert (one.external_id, other.external_id) == (str(2**64 + 1), str(2**64 + 2))
+    short_v, long_v = (build(b'{"id": 1, "v": %s}' % v, {}) for v in (b"0.12345678901234567890", b"0.12345678901234567891"))
+    assert short_v.digest != long_v.digest
+    assert short_v.external_id == "1"
+    assert build(b'{"id": 1, "v": "12345678901234567890"}', {}).external_id == "1"
+
+
+def test_the_order_of_keys_and_spaces_is_no_news():
+    build = Builder(RecordOptions(ignore_fields=["views", "stats.likes"])).build
+    one = build(b'{"id": 1, "stats": {"likes": 1, "x": 2}, "views": 5}', {})
+    assert one.digest == build(b'{"stats":{"x":2,"likes":9},"id":1}', {}).digest
+    assert one.digest != build(b'{"stats":{"x":3,"likes":9},"id":1}', {}).digest
