@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from worker.core.settings import Settings, read
 from worker.run import Worker, worker_name
 
 ROLE = "tailrace_worker"
+HUNG = 70  # a record hung in a thread: only a new process is rid of it
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -47,7 +49,11 @@ def parse(argv: Sequence[str]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return options.guarded(lambda: uvloop.run(_main(parse(sys.argv[1:] if argv is None else argv))))
+    code = options.guarded(lambda: uvloop.run(_main(parse(sys.argv[1:] if argv is None else argv))))
+    if code == HUNG:
+        sys.stdout.flush()
+        os._exit(code)  # a thread that hangs would be waited for
+    return code
 
 
 async def _main(given: Any) -> int:

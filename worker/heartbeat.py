@@ -49,7 +49,7 @@ class Heartbeat:
 
     def _lost(self, pieces: list[tuple[Line, Slice]]) -> None:
         for line, piece in pieces:
-            if piece in line.held and not piece.done:
+            if piece in line.held and not piece.done and not piece.lost:
                 emit("claim.lost", pipeline=line.runnable.pipeline, version=line.runnable.version, raw_id=piece.raw_id, slices=1)
                 line.lose(piece)
 

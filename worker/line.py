@@ -33,6 +33,7 @@ class Line:
         self._least = min(self._most, runnable.concurrency * runnable.slice_size)
         self._target = self._least
         self._mean = 0.0
+        self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -90,7 +91,7 @@ class Line:
                 try:
                     await self.executor.process(piece)
                 except asyncio.CancelledError:
-                    if not task.cancelling() or (not piece.lost and not self._overdue(piece)):
+                    if self._stopping or not task.cancelling() or (not piece.lost and not self._overdue(piece)):
                         raise
                     task.uncancel()
         except WorkerCrashed as crash:
@@ -118,6 +119,7 @@ class Line:
         return [p for p in self.running if p.busy_since and now - p.busy_since > self.runnable.deadline]
 
     async def stop(self) -> None:
+        self._stopping = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -51,7 +51,7 @@ class Worker:
         self.heartbeat = Heartbeat(self.jobs, self.lines, w.beat_seconds, w.lease_seconds)
         self.watchdog = Watchdog(self.jobs, self.lines, self.feeder, pool, w.watch_seconds, w.max_crashes, sorted(gates), self._give_up)
         self.limit(settings.worker.max_jobs)
-        self._guard = Guard(max(2 * w.lease_seconds, 10.0))
+        self._guard = Guard(2 * w.lease_seconds + 2)
 
     def limit(self, records: int | None) -> None:
         """Stop after so many records."""
@@ -93,6 +93,7 @@ class Worker:
         work = [
             service.run("feed", self.feeder.step, self.stop, wake=self.feeder.wake, jitter=0.1),
             service.run("watch", self.watchdog.step, self.stop, jitter=0.3),
+            self._no_more_claims(),
             *services,
         ]
         if self._mode == "drain":
@@ -106,6 +107,12 @@ class Worker:
             with contextlib.suppress(asyncio.CancelledError):
                 await kept
             self._guard.off()
+
+    async def _no_more_claims(self) -> None:
+        """At once, also where the feeder waits for what runs to end."""
+        await self.stop.wait()
+        self.feeder.stopping = True
+        self.feeder.wake.set()
 
     async def _tick(self) -> float:
         self._guard.tick()
@@ -130,18 +137,19 @@ class Worker:
     async def _finish(self, grace: float) -> None:
         """Claims no more, settles what is done, gives the rest back without an attempt."""
         self.feeder.stopping = True
-        self.feeder.wake.set()
         waiting = [p for line in self.lines for p in line.held if p not in line.running and not p.done]
         for line in self.lines:
             for piece in waiting:
                 line.lose(piece)
         until = time.monotonic() + grace
-        while any(line.held for line in self.lines) and time.monotonic() < until:
+        while any(p not in line.hanging() for line in self.lines for p in line.held) and time.monotonic() < until:
             self.settler.wake.set()
             await service.rest_or_wake(0.05, self.released)
+        hung = {p.token for line in self.lines for p in line.hanging()}
         for line in self.lines:
             await line.stop()
         left = {p.token for line in self.lines for p in line.held} | {p.token for p in waiting} | self.settler.cut
+        left -= hung  # they come back as suspects when their lease ends, so that the record at fault is found
         if left:
             with contextlib.suppress(*db.AWAY):
                 given = await self.jobs.give_back(sorted(left))

@@ -45,17 +45,36 @@ async def run(name: str, step: Step, stop: asyncio.Event, *, wake: asyncio.Event
                 wake.clear()
 
 
-async def run_all(stop: asyncio.Event, *services: Awaitable[None]) -> None:
-    """Runs services side by side; when one ends with an error, the others are stopped and the error is raised."""
-    tasks = [asyncio.ensure_future(s) for s in services]
+async def run_all(stop: asyncio.Event, *services: Awaitable[None], patience: float = 10.0) -> None:
+    """Runs services side by side until all have ended. When one ends with an error, the others are stopped and the error is raised.
+
+    Once `stop` is set each may finish its step for `patience` seconds; what hangs longer (a dead connection) is cancelled.
+    """
+    tasks = [asyncio.create_task(_awaited(s)) for s in services]
+    stopped = asyncio.ensure_future(stop.wait())
+    running = set(tasks)
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
-            if not task.cancelled() and (error := task.exception()):
-                raise error
+        while running and not stopped.done():
+            await asyncio.wait({*running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            running = _still(running)
+        if running:
+            await asyncio.wait(running, timeout=patience)
+            _still(running)
     finally:
         stop.set()
-        for task in tasks:
+        for task in (*tasks, stopped):
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, stopped, return_exceptions=True)
+
+
+def _still(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+    """Those that have not ended; raises the error of one that failed."""
+    for task in running:
+        if task.done() and not task.cancelled() and (error := task.exception()):
+            raise error
+    return {task for task in running if not task.done()}
+
+
+async def _awaited(service: Awaitable[None]) -> None:
+    await service
