@@ -143,7 +143,7 @@ class Feeder:
             await self.wake.wait()
 
     def _report(self, line: Line, lane: int, pieces: list[Slice]) -> None:
-        due = min(p.due_us for p in pieces) / 1e6
+        due = min(p.due for p in pieces).timestamp()
         emit(
             "job.claimed", pipeline=line.runnable.pipeline, version=line.runnable.version, lane=lane, slices=len(pieces),
             records=sum(len(p.records) for p in pieces), wait=round(time.time() - due, 4),

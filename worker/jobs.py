@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 import uuid
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ class Slice:
     attempt: int
     crashes: int
     quiet: bool
-    due_us: int
+    due: dt.datetime
     history: str | None
     records: list[Record]
     beyond: int | None = None  # the first record that we leave to others, where --max-jobs ends within the slice
@@ -90,19 +91,27 @@ class Jobs:
             limit,
             self._lease,
         )
-        return await self._slices(runnable, token, rows)
+        return await self._slices(runnable, token, lane, rows)
 
     async def claim_suspect(self, runnable: Runnable) -> list[Slice]:
         token = uuid.uuid4()
-        return await self._slices(runnable, token, await self._pool.fetch(_SUSPECT, token, self._worker, runnable.version_id, self._lease))
+        return await self._slices(runnable, token, 0, await self._pool.fetch(_SUSPECT, token, self._worker, runnable.version_id, self._lease))
 
-    async def _slices(self, runnable: Runnable, token: uuid.UUID, rows: list[Any]) -> list[Slice]:
+    async def _slices(self, runnable: Runnable, token: uuid.UUID, lane: int, rows: list[Any]) -> list[Slice]:
         slices = []
         at = 0
         while at < len(rows):
-            head = rows[at]["job"]
-            source_id, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, quiet, due = head
-            source = self._sources.get(source_id) or await self._name(source_id)
+            row = rows[at]
+            head = row["job"]
+            source = self._sources.get(head[0]) or await self._name(head[0])
+            if len(head) == 1:
+                raw_id = row["id"]
+                slices.append(
+                    Slice(runnable, token, head[0], source, raw_id, raw_id, 1, lane, 0, 0, 0, False, row["due"], None, [Record(row, source)])
+                )
+                at += 1
+                continue
+            source_id, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, quiet = head
             records = [Record(row, source) for row in rows[at : at + n_rows]]
             slices.append(
                 Slice(
@@ -118,8 +127,8 @@ class Jobs:
                     attempt,
                     crashes,
                     bool(quiet),
-                    due,
-                    rows[at]["error"],
+                    row["due"],
+                    row["error"],
                     records,
                 )
             )

@@ -25,11 +25,11 @@ $$;
 
 -- ready -> claimed: some slices of each given source, in the given order of sources, from the given lower bounds (a hint: a wrong
 -- one delays, never loses). Returns the raw records of the claim; `job` is the header of a slice and stands on its first record:
--- source_id, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, quiet, due at (epoch, us).
+-- source_id, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, quiet; only source_id for a single record at its first try.
 create or replace function tailrace.claim_jobs(
   p_token uuid, p_worker text, p_version int, p_lane int, p_sources int[], p_lows bigint[], p_per_source int, p_limit int,
   p_lease double precision)
-returns table (job bigint[], error jsonb, id bigint, external_id text, revision int, op text, occurred_at timestamptz,
+returns table (job bigint[], due timestamptz, error jsonb, id bigint, external_id text, revision int, op text, occurred_at timestamptz,
                source_time timestamptz, observed_at timestamptz, payload jsonb, body bytea, meta jsonb)
 language plpgsql
 set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off set synchronous_commit = off as $$
@@ -50,17 +50,17 @@ begin
     set state = 'c', token = p_token, worker = p_worker, claimed_at = v_now, lease_until = v_now + make_interval(secs => p_lease)
     from pick p where j.version_id = p_version and j.source_id = p.source_id and j.raw_id = p.raw_id
     returning p.n, j.source_id, j.raw_id, j.raw_id_to, j.n_rows, j.lane, j.rerun, j.attempt, j.crashes, j.quiet, j.run_at, j.error)
-  select case when r.id = m.raw_id then array[m.source_id, m.raw_id, m.raw_id_to, m.n_rows, m.lane, m.rerun, m.attempt, m.crashes,
-                                               m.quiet::int, (extract(epoch from m.run_at) * 1000000)::bigint] end,
-         case when r.id = m.raw_id then m.error end,
+  select case when r.id <> m.raw_id then null
+              when m.n_rows = 1 and m.attempt = 0 and m.rerun = 0 and m.crashes = 0 and not m.quiet then array[m.source_id]
+              else array[m.source_id, m.raw_id, m.raw_id_to, m.n_rows, m.lane, m.rerun, m.attempt, m.crashes, m.quiet::int] end,
+         case when r.id = m.raw_id then m.run_at end, case when r.id = m.raw_id then m.error end,
          r.id, r.external_id, r.revision, r.op, r.occurred_at, r.source_time, r.observed_at, r.payload, r.body, r.meta
-  from mine m cross join lateral (
-    select * from tailrace.raw_records r where r.source_id = m.source_id and r.id between m.raw_id and m.raw_id_to order by r.id offset 0) r;
+  from mine m join tailrace.raw_records r on r.source_id = m.source_id and r.id between m.raw_id and m.raw_id_to;
 end $$;
 
 -- suspect -> claimed: one slice, alone.
 create or replace function tailrace.claim_suspect(p_token uuid, p_worker text, p_version int, p_lease double precision)
-returns table (job bigint[], error jsonb, id bigint, external_id text, revision int, op text, occurred_at timestamptz,
+returns table (job bigint[], due timestamptz, error jsonb, id bigint, external_id text, revision int, op text, occurred_at timestamptz,
                source_time timestamptz, observed_at timestamptz, payload jsonb, body bytea, meta jsonb)
 language plpgsql
 set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off as $$
@@ -75,9 +75,10 @@ begin
     update tailrace.jobs j
     set state = 'c', token = p_token, worker = p_worker, claimed_at = v_now, lease_until = v_now + make_interval(secs => p_lease)
     from pick p where j.version_id = p_version and j.source_id = p.source_id and j.raw_id = p.raw_id returning j.*)
-  select case when r.id = m.raw_id then array[m.source_id, m.raw_id, m.raw_id_to, m.n_rows, m.lane, m.rerun, m.attempt, m.crashes,
-                                               m.quiet::int, (extract(epoch from m.run_at) * 1000000)::bigint] end,
-         case when r.id = m.raw_id then m.error end,
+  select case when r.id <> m.raw_id then null
+              when m.n_rows = 1 and m.attempt = 0 and m.rerun = 0 and m.crashes = 0 and not m.quiet then array[m.source_id]
+              else array[m.source_id, m.raw_id, m.raw_id_to, m.n_rows, m.lane, m.rerun, m.attempt, m.crashes, m.quiet::int] end,
+         case when r.id = m.raw_id then m.run_at end, case when r.id = m.raw_id then m.error end,
          r.id, r.external_id, r.revision, r.op, r.occurred_at, r.source_time, r.observed_at, r.payload, r.body, r.meta
   from mine m join tailrace.raw_records r on r.source_id = m.source_id and r.id between m.raw_id and m.raw_id_to order by r.id;
 end $$;
@@ -127,28 +128,40 @@ declare
   v_expected bigint := coalesce(cardinality(p_ids), cardinality(p_raws)) + coalesce(jsonb_array_length(p_retries), 0);
 begin
   released := 0; suppressed := 0; buried := 0;
-  with named as (
-    select coalesce(source_id, p_sources[1]) as source_id, raw_id, coalesce(token, p_tokens[1]) as token, next, remaining, ok, skipped, failed, retried
-    from unnest(p_sources, p_raws, p_tokens, p_nexts, p_lefts, p_ok, p_skipped, p_failed, p_retried)
-      u(source_id, raw_id, token, next, remaining, ok, skipped, failed, retried)),
-  gone as (
-    delete from tailrace.jobs j using named u
-    where u.next is null and j.version_id = p_version and j.source_id = u.source_id and j.raw_id = u.raw_id and j.token = u.token
-    returning j.source_id, j.lane, j.n_rows as done, j.raw_id, j.raw_id_to, j.run_at, j.claimed_at, j.token, u.ok, u.skipped, u.failed, u.retried),
-  cut as (
-    update tailrace.jobs j set raw_id = u.next, n_rows = u.remaining
-    from named u
-    where u.next is not null and j.version_id = p_version and j.source_id = u.source_id and j.raw_id = u.raw_id and j.token = u.token
-      and u.next > u.raw_id and u.next <= j.raw_id_to
-    returning j.source_id, j.lane, u.ok + u.skipped + u.failed + u.retried as done, u.raw_id, u.next - 1, j.run_at, j.claimed_at, j.token,
-              u.ok, u.skipped, u.failed, u.retried),
-  both_ as (select * from gone union all select * from cut),
-  logged as (
-    insert into tailrace.settled (finished_at, version_id, source_id, lane, raw_id, raw_id_to, ok, skipped, failed, retried, due_at, claimed_at, token, worker)
-    select v_now, p_version, source_id, lane, min(raw_id), max(raw_id_to), sum(coalesce(ok, done)), sum(coalesce(skipped, 0)),
-           sum(coalesce(failed, 0)), sum(coalesce(retried, 0)), min(run_at), min(claimed_at), (array_agg(token))[1], p_worker
-    from both_ group by source_id, lane)
-  select count(*), coalesce(sum(done), 0), min(claimed_at) into v_slices, v_rows, v_started from both_;
+  if p_nexts is null and p_ok is null then  -- whole slices, all ok: found by their claims alone
+    with gone as (
+      delete from tailrace.jobs j
+      where j.token = any (p_tokens) and j.state = 'c' and j.version_id = p_version and j.raw_id = any (p_raws)
+      returning j.source_id, j.lane, j.n_rows, j.raw_id, j.raw_id_to, j.run_at, j.claimed_at, j.token),
+    logged as (
+      insert into tailrace.settled (finished_at, version_id, source_id, lane, raw_id, raw_id_to, ok, skipped, failed, retried, due_at, claimed_at, token, worker)
+      select v_now, p_version, source_id, lane, min(raw_id), max(raw_id_to), sum(n_rows), 0, 0, 0, min(run_at), min(claimed_at), (array_agg(token))[1], p_worker
+      from gone group by source_id, lane)
+    select count(*), coalesce(sum(n_rows), 0), min(claimed_at) into v_slices, v_rows, v_started from gone;
+  else
+    with named as (
+      select coalesce(source_id, p_sources[1]) as source_id, raw_id, coalesce(token, p_tokens[1]) as token, next, remaining, ok, skipped, failed, retried
+      from unnest(p_sources, p_raws, p_tokens, p_nexts, p_lefts, p_ok, p_skipped, p_failed, p_retried)
+        u(source_id, raw_id, token, next, remaining, ok, skipped, failed, retried)),
+    gone as (
+      delete from tailrace.jobs j using named u
+      where u.next is null and j.version_id = p_version and j.source_id = u.source_id and j.raw_id = u.raw_id and j.token = u.token
+      returning j.source_id, j.lane, j.n_rows as done, j.raw_id, j.raw_id_to, j.run_at, j.claimed_at, j.token, u.ok, u.skipped, u.failed, u.retried),
+    cut as (
+      update tailrace.jobs j set raw_id = u.next, n_rows = u.remaining
+      from named u
+      where u.next is not null and j.version_id = p_version and j.source_id = u.source_id and j.raw_id = u.raw_id and j.token = u.token
+        and u.next > u.raw_id and u.next <= j.raw_id_to
+      returning j.source_id, j.lane, u.ok + u.skipped + u.failed + u.retried as done, u.raw_id, u.next - 1, j.run_at, j.claimed_at, j.token,
+                u.ok, u.skipped, u.failed, u.retried),
+    both_ as (select * from gone union all select * from cut),
+    logged as (
+      insert into tailrace.settled (finished_at, version_id, source_id, lane, raw_id, raw_id_to, ok, skipped, failed, retried, due_at, claimed_at, token, worker)
+      select v_now, p_version, source_id, lane, min(raw_id), max(raw_id_to), sum(coalesce(ok, done)), sum(coalesce(skipped, 0)),
+             sum(coalesce(failed, 0)), sum(coalesce(retried, 0)), min(run_at), min(claimed_at), (array_agg(token))[1], p_worker
+      from both_ group by source_id, lane)
+    select count(*), coalesce(sum(done), 0), min(claimed_at) into v_slices, v_rows, v_started from both_;
+  end if;
 
   if v_slices <> cardinality(p_raws) then
     raise exception 'only % of % slices are still ours', v_slices, cardinality(p_raws)

@@ -67,10 +67,7 @@ class Queue:
 
 async def test_a_claim_takes_each_slice_once(queue):
     await queue.append(["a", "b", "c"])
-    _, first, _ = await queue.claim(2)
-    _, second, _ = await queue.claim(2)
-    _, third, _ = await queue.claim(2)
-    assert [[j[1] for j in c] for c in (first, second, third)] == [[1, 2], [3], []]
+    assert [(await queue.claim(2))[2] for _ in range(3)] == [[1, 2], [3], []]
 
 
 async def test_only_the_holder_settles(queue):
