@@ -32,7 +32,7 @@ class Line:
         self._most = max(most, runnable.slice_size)
         self._least = min(self._most, runnable.concurrency * runnable.slice_size)
         self._target = self._least
-        self._mean = 0.0
+        self._mean = FAST  # seconds of a slice; nothing is claimed ahead until some have shown to be quick
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -99,7 +99,7 @@ class Line:
             piece.lost = True
         finally:
             self.running.pop(piece, None)
-        self._mean += 0.1 * ((time.monotonic() - piece.started) - self._mean)
+        self._mean += 0.3 * ((time.monotonic() - piece.started) - self._mean)
         if piece.lost:
             self.drop(piece)
         else:

