@@ -2,45 +2,54 @@
 
 -- What a version wants becomes an effect with a verdict; what is released becomes a delivery in the same statement.
 -- p_gates: the open gates of this process, {kind: {policy, max_age, hold}}. p_effects: [{raw, rerun, lane, quiet, kind, key, target, body, occurred}]
+-- A key longer than an index can hold becomes its digest.
 create or replace function tailrace.decide_effects(p_version int, p_mode text, p_gates jsonb, p_effects jsonb)
-returns table (released int, suppressed int) language plpgsql as $$
+returns table (released int, suppressed int) language plpgsql
+set enable_hashjoin = on as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := tailrace.clock();
   v_live boolean := (select state = 'live' from tailrace.versions where id = p_version);
 begin
   with wanted as (
-    select x.*, sha256(convert_to(x.body::text, 'UTF8')) as body_hash, p_gates -> x.kind as gate,
-           nextval(pg_get_serial_sequence('tailrace.effects', 'id')) as id,
-           row_number() over (partition by x.key order by x.raw, x.rerun) as nth
+    select x.raw, x.rerun, x.quiet, x.kind, coalesce(x.target, '') as target, x.occurred, p_gates -> x.kind as gate,
+           case when octet_length(x.key) > 1000 then 'sha256:' || encode(sha256(convert_to(x.key, 'UTF8')), 'hex') else x.key end as key,
+           coalesce(x.body, 'null') as body, sha256(convert_to(coalesce(x.body, 'null')::text, 'UTF8')) as body_hash,
+           nextval(pg_get_serial_sequence('tailrace.effects', 'id')) as id
     from jsonb_to_recordset(p_effects) x(raw bigint, rerun smallint, quiet boolean, kind text, key text, target text,
                                          body jsonb, occurred timestamptz)),
   judged as (
-    select w.*, case
-      when p_mode = 'drain' then 'drain'
-      when not v_live then 'shadow'
-      when w.quiet then 'replay'
-      when w.gate is null then 'gate closed'
-      when w.occurred < v_now - make_interval(secs => (w.gate ->> 'max_age')::float8) then 'stale'
-      when w.nth > 1 then 'duplicate' end as refused
+    select w.*, make_interval(secs => (w.gate ->> 'max_age')::float8) as max_age,
+      make_interval(secs => coalesce((w.gate ->> 'hold')::float8, 0)) as hold,
+      case
+        when p_mode = 'drain' then 'drain'
+        when not v_live then 'shadow'
+        when w.quiet then 'replay'
+        when w.gate is null then 'gate closed'
+        when w.occurred < v_now - make_interval(secs => (w.gate ->> 'max_age')::float8) then 'stale' end as refused
     from wanted w),
+  ranked as (
+    select j.*, row_number() over same as nth, first_value(j.body_hash) over same as first_hash
+    from judged j window same as (partition by j.key, j.refused is null order by j.raw, j.rerun, j.id)),
   sent as (
     insert into tailrace.deliveries (key, effect_id, kind, target, policy, next_at, expires_at, created_at, updated_at)
-    select key, id, kind, coalesce(target, ''), gate ->> 'policy', v_now + make_interval(secs => coalesce((gate ->> 'hold')::float8, 0)),
-           case when gate ->> 'max_age' is null then v_now + interval '3 days' else greatest(occurred, v_now) + make_interval(secs => (gate ->> 'max_age')::float8) end,
-           v_now, v_now
-    from judged where refused is null order by key
+    select key, id, kind, target, gate ->> 'policy', v_now + hold,
+           hold + case when max_age is null then v_now + interval '3 days' else greatest(occurred, v_now) + max_age end, v_now, v_now
+    from ranked where refused is null and nth = 1 order by key
     on conflict (key) do nothing
     returning key, effect_id),
   stored as (
     insert into tailrace.effects (id, version_id, raw_id, rerun, kind, key, target, body, body_hash, verdict, reason, created_at)
     overriding system value
-    select j.id, p_version, j.raw, j.rerun, j.kind, j.key, coalesce(j.target, ''), j.body, j.body_hash,
-           case when s.effect_id is null then 'suppressed' else 'released' end,
-           case when s.effect_id is null then coalesce(j.refused, case
-             when exists (select from tailrace.deliveries d join tailrace.effects e on e.id = d.effect_id
-                          where d.key = j.key and e.body_hash <> j.body_hash) then 'changed' else 'duplicate' end) end, v_now
-    from judged j left join sent s on s.effect_id = j.id
+    select r.id, p_version, r.raw, r.rerun, r.kind, r.key, r.target, r.body, r.body_hash,
+           case when s.effect_id = r.id then 'released' else 'suppressed' end,
+           case when s.effect_id = r.id then null
+             when r.refused is not null then r.refused
+             when case when s.key is not null then r.body_hash <> r.first_hash
+               else exists (select from tailrace.deliveries d join tailrace.effects e on e.id = d.effect_id
+                            where d.key = r.key and e.body_hash <> r.body_hash) end then 'changed'
+             else 'duplicate' end, v_now
+    from ranked r left join sent s on s.key = r.key
     returning verdict)
   select count(*) filter (where verdict = 'released'), count(*) filter (where verdict = 'suppressed') into released, suppressed from stored;
   return next;
@@ -69,7 +78,7 @@ begin
   end if;
   return query
   with pick as materialized (
-    select d.key from tailrace.deliveries d where d.kind = p_kind and d.state = 'pending' and d.next_at <= v_now
+    select d.key from tailrace.deliveries d where d.kind = p_kind and d.state = 'pending' and d.next_at <= v_now and d.expires_at >= v_now
     order by d.next_at limit v_limit for update skip locked),
   mine as (
     update tailrace.deliveries d set state = 'sending', token = p_token, attempts = d.attempts + 1,
@@ -92,7 +101,8 @@ create or replace function tailrace.due_deliveries(p_kinds text[]) returns table
 set enable_seqscan = off set enable_bitmapscan = off as $$
   select k, extract(epoch from d.next_at - tailrace.clock())::float8
   from unnest(p_kinds) k cross join lateral (
-    select next_at from tailrace.deliveries d where d.kind = k and d.state = 'pending' order by next_at limit 1) d
+    select next_at from tailrace.deliveries d where d.kind = k and d.state = 'pending' and d.expires_at >= tailrace.clock()
+    order by next_at limit 1) d
 $$;
 
 -- sending -> sent | pending (try again after p_after) | uncertain | failed. Only under the claim's token.
@@ -114,6 +124,23 @@ begin
   end if;
   insert into tailrace.delivery_attempts (key, attempt, event, at, actor, remote_id, detail)
   values (p_key, v_attempt, p_outcome, v_now, p_worker, p_remote, p_detail);
+end $$;
+
+-- sending -> pending: claimed ahead and surely not sent. Costs no attempt.
+create or replace function tailrace.give_back_deliveries(p_keys text[], p_tokens uuid[], p_worker text) returns int language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+  v_now timestamptz := tailrace.clock();
+  v_given int;
+begin
+  with given as (
+    update tailrace.deliveries d set state = 'pending', token = null, lease_until = null, attempts = d.attempts - 1, updated_at = v_now
+    from unnest(p_keys, p_tokens) u(key, token) where d.key = u.key and d.token = u.token and d.state = 'sending'
+    returning d.key, d.attempts)
+  insert into tailrace.delivery_attempts (key, attempt, event, at, actor, detail)
+  select key, attempts + 1, 'retry', v_now, p_worker, 'given back unsent' from given;
+  get diagnostics v_given = row_count;
+  return v_given;
 end $$;
 
 -- sending -> pending | uncertain: the sender went away between sending and saying so. Receivers that honour the key, and kinds that
@@ -143,7 +170,8 @@ begin
   return v_lost;
 end $$;
 
--- suppressed -> pending, by a person. A key that has a delivery already is refused: it was or will be sent.
+-- suppressed -> pending, by a person. A key that has a delivery already is refused: it was or will be sent. One that was cancelled or
+-- failed goes on counting its attempts: a sink may look for traces of the earlier ones.
 create or replace function tailrace.release_effect(p_effect bigint, p_policy text, p_actor text) returns text language plpgsql as $$
 declare
   v_effect tailrace.effects;
@@ -155,7 +183,8 @@ begin
   end if;
   insert into tailrace.deliveries as d (key, effect_id, kind, target, policy, next_at, expires_at, created_at, updated_at)
   values (v_effect.key, v_effect.id, v_effect.kind, v_effect.target, p_policy, v_now, v_now + interval '3 days', v_now, v_now)
-  on conflict (key) do update set state = 'pending', effect_id = excluded.effect_id, next_at = v_now, expires_at = excluded.expires_at, attempts = 0, updated_at = v_now, policy = excluded.policy
+  on conflict (key) do update set state = 'pending', effect_id = excluded.effect_id, kind = excluded.kind, target = excluded.target,
+    next_at = v_now, expires_at = excluded.expires_at, error = null, updated_at = v_now, policy = excluded.policy
     where d.state in ('cancelled', 'failed');
   if not found then
     raise exception 'key % has a delivery already', v_effect.key using errcode = 'TR031', hint = '`tailrace effects explain KEY` shows it; one key is delivered once';
@@ -175,7 +204,7 @@ begin
   return true;
 end $$;
 
--- uncertain -> sent | pending | cancelled: somebody looked at the receiver.
+-- uncertain | failed -> sent | pending | cancelled: somebody looked at the receiver.
 create or replace function tailrace.resolve_delivery(p_key text, p_state text, p_remote text, p_actor text) returns boolean language plpgsql as $$
 declare v_attempts int;
 begin
@@ -183,7 +212,7 @@ begin
     raise exception 'a delivery is resolved to sent, pending or cancelled, not %', p_state using errcode = 'TR032';
   end if;
   update tailrace.deliveries set state = p_state, remote_id = coalesce(p_remote, remote_id), next_at = tailrace.clock(),
-    expires_at = tailrace.clock() + interval '3 days', updated_at = tailrace.clock()
+    error = case when p_state = 'sent' then null else error end, expires_at = tailrace.clock() + interval '3 days', updated_at = tailrace.clock()
   where key = p_key and state in ('uncertain', 'failed') returning attempts into v_attempts;
   if not found then return false; end if;
   insert into tailrace.delivery_attempts (key, attempt, event, at, actor, remote_id, detail)
