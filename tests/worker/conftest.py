@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
-from worker import processors, registry
+from worker import Done, Effect, processors, registry
+from worker.core.models import Delivery
 from worker.core.settings import PipelineSpec, Settings
 from worker.processors import Processor
 from worker.run import Worker
@@ -83,3 +87,116 @@ def processor_file(tmp_path: Path) -> Callable[[str], str]:
         return str(path)
 
     return write
+
+
+OPEN = {"k": {"policy": "never_twice", "max_age": None, "hold": 0}}
+
+
+async def wish(record, ctx):
+    return Done(effects=[Effect("k", {"n": record.payload["n"]}, "t")])
+
+
+@pytest.fixture
+def wishing() -> Callable[..., Any]:
+    """A processor that wants one effect of kind `k` per record."""
+    return wish
+
+
+@pytest.fixture
+async def live(register: Callable[..., Any], feed: Callable[..., Any]) -> registry.Runnable:
+    """A live version with id 1 and three records."""
+    runnable = await register(wish)
+    await feed(3)
+    return runnable
+
+
+@pytest.fixture
+def decide(pool: asyncpg.Pool) -> Callable[..., Any]:
+    """`await decide(key="b", gates=...)`: what the gate says about one effect, or about several: `await decide({...}, {...})`."""
+
+    async def decide(*several: dict[str, Any], version: int = 1, mode: str = "run", gates: dict[str, Any] = OPEN, **effect: Any) -> asyncpg.Record:
+        usual = {"raw": 1, "rerun": 0, "quiet": False, "kind": "k", "key": "a", "target": "t", "body": {"x": 1}, "occurred": None}
+        wanted = [usual | effect | one for one in several or ({},)]
+        return await pool.fetchrow("select * from tailrace.decide_effects($1, $2, $3, $4)", version, mode, json.dumps(gates), json.dumps(wanted))
+
+    return decide
+
+
+@pytest.fixture
+def delivery() -> Callable[..., Delivery]:
+    """A delivery as a sink gets it."""
+
+    def delivery(policy: str = "idempotent", attempt: int = 1, target: str = "t", body: Any = None, key: str = "key-1") -> Delivery:
+        return Delivery(key, "k", target, body or {"text": "hi"}, attempt, policy, "files:a", "x1")
+
+    return delivery
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Any
+
+    def do_POST(self) -> None:
+        receiver = self.server.receiver
+        answer = receiver.answers.pop(0) if receiver.answers else (200, {}, b"{}")
+        self.close_connection = not isinstance(answer, tuple)
+        if answer == "drop before":
+            return
+        receiver.requests.append((self.path, dict(self.headers), self.rfile.read(int(self.headers.get("content-length", 0)))))
+        if isinstance(answer, tuple):
+            self._answer(*answer)
+        elif isinstance(answer, bytes):
+            self.wfile.write(answer)
+        elif answer == "slow":
+            receiver.release.wait(10)
+        elif answer == "endless":
+            self._endless(receiver.release)
+
+    def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "content-length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _endless(self, release: threading.Event) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while not release.is_set():
+            self.wfile.write(b"x" * 65536)
+
+    def handle(self) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            super().handle()
+
+    def log_message(self, *_args: Any) -> None:
+        """Quiet."""
+
+
+class Receiver:
+    """Answers as it is told, in turn: (status, headers, body); bytes as they are; `drop before` reading; `drop after` reading; `slow`;
+    `endless`. When nothing more is told: 200.
+    """
+
+    def __init__(self) -> None:
+        self.answers: list[Any] = []
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.release = threading.Event()
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self.server.receiver = self  # type: ignore[attr-defined]  # the handler finds its answers there
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def keys(self) -> list[str]:
+        return [headers["Idempotency-Key"] for _, headers, _ in self.requests]
+
+    def close(self) -> None:
+        self.release.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.close()

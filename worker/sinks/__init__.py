@@ -68,10 +68,9 @@ def _kind(effect: str, spec: EffectSpec) -> tuple[Kind, Any]:
 
 
 def policy_of(effect: str, spec: EffectSpec) -> Policy:
-    """Who decides when an outcome cannot be known: the receiver by the key, else what the configuration says, else `never_twice`."""
+    """Who decides when an outcome cannot be known: what the configuration says, else what the sink can."""
     found, options = _kind(effect, spec)
-    natural = found.policy(options)
-    return natural if spec.policy is None or natural == "idempotent" else spec.policy
+    return spec.policy or found.policy(options)
 
 
 def build(effect: str, spec: EffectSpec) -> Sink:

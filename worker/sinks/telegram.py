@@ -7,16 +7,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import httpx
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
+from worker.core.errors import Misconfigured
 from worker.core.models import Delivery, Receipt
 from worker.sinks import sink
-from worker.sinks.http import post
-from worker.sinks.webhook import from_env
-
-MOST = 4096
+from worker.sinks.http import Answer, Receiver, ambiguous, bounded, from_env
 
 
 class TelegramOptions(BaseModel):
@@ -24,60 +21,58 @@ class TelegramOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     token_env: str = Field("TELEGRAM_BOT_TOKEN", description="environment variable that holds the bot's token")
-    chat_id: str | None = Field(None, description="where to; an effect's target goes before it")
-    base_url: str = "https://api.telegram.org"
-    parse_mode: str | None = None
+    chat_id: str | int | None = Field(None, description="where to; an effect's target goes before it")
+    base_url: str = Field("https://api.telegram.org", description="another one for a Bot API server of your own")
+    parse_mode: str | None = Field(None, description="HTML or MarkdownV2; left out, the text is sent as it is")
     timeout: float = Field(20.0, gt=0)
 
 
 @sink("telegram", TelegramOptions, lambda _options: "never_twice")
 class Telegram:
-    """One bot."""
+    """One bot. The token is in the address, so no message shows the address."""
 
     def __init__(self, kind: str, options: TelegramOptions) -> None:
-        self._token = from_env(kind, options.token_env)
+        token = from_env(kind, options.token_env).get_secret_value()
+        if not re.fullmatch(r"\d+:[\w-]+", token, re.ASCII):
+            raise Misconfigured(f"effects.{kind}: {options.token_env} is not the token of a bot", "it looks like 123456:ABC-DEF")
+        self._url = f"{options.base_url.rstrip('/')}/bot{token}/sendMessage"
         self._o = options
-        self._client = httpx.AsyncClient(timeout=options.timeout)
+        self._receiver = Receiver("the Bot API", options.timeout, [token, token.partition(":")[2]])
         self._moved: dict[str, str] = {}
         self.timeout = options.timeout
+        self.close = self._receiver.close
 
     async def send(self, delivery: Delivery) -> Receipt:
-        chat = delivery.target or self._o.chat_id
+        chat = delivery.target or str(self._o.chat_id or "")
         if not chat:
             return Receipt("failed", detail="no chat: the effect names no target and the kind no chat_id")
-        text = delivery.body if isinstance(delivery.body, str) else delivery.body.get("text") if isinstance(delivery.body, dict) else None
-        if not isinstance(text, str) or not text:
+        text = delivery.body.get("text") if isinstance(delivery.body, dict) else delivery.body
+        if not isinstance(text, str) or not text.strip():
             return Receipt("failed", detail="the body has no text")
-        message: dict[str, Any] = {"chat_id": self._moved.get(chat, chat), "text": text[:MOST]}
-        if self._o.parse_mode:
-            message["parse_mode"] = self._o.parse_mode
-        url = f"{self._o.base_url.rstrip('/')}/bot{self._token.get_secret_value()}/sendMessage"
-        receipt = await post(self._client, url, orjson.dumps(message), {"content-type": "application/json"}, delivery.policy, _sent, "the Bot API")
-        return self._judged(receipt, chat)
+        message = {"chat_id": self._moved.get(chat, chat), "text": text} | ({"parse_mode": self._o.parse_mode} if self._o.parse_mode else {})
 
-    def _judged(self, receipt: Receipt, chat: str) -> Receipt:
-        """429 says in the body how long to wait; a group that moved says where it is now."""
-        found = re.search(r"\{.*\}", receipt.detail or "", re.DOTALL)
-        try:
-            parameters = orjson.loads(found[0]).get("parameters", {}) if found else {}
-        except orjson.JSONDecodeError:
-            parameters = {}
-        if moved := parameters.get("migrate_to_chat_id"):
+        def read(answer: Answer, usual: Receipt) -> Receipt:
+            return self._read(answer, usual, chat, delivery.policy)
+
+        return await self._receiver.post(self._url, orjson.dumps(message), {"content-type": "application/json"}, delivery.policy, read)
+
+    def _read(self, answer: Answer, usual: Receipt, chat: str, policy: str) -> Receipt:
+        """429 says in the body how long to wait; a group that moved says where it is now; a 200 still has to say ok."""
+        said = answer.json
+        parameters = _mapping(said.get("parameters"))
+        detail = f"the Bot API answered {answer.status}: {self._receiver.hidden(str(said.get('description', 'nothing readable')))[:300]}"
+        if (moved := parameters.get("migrate_to_chat_id")) is not None:
             self._moved[chat] = str(moved)
-            return Receipt("retry", detail=f"the chat is now {moved}", after=0)
-        if (wait := parameters.get("retry_after")) is not None:
-            return Receipt("retry", detail=receipt.detail, after=float(wait))
-        return receipt
+            return Receipt("retry", detail=f"the chat is now {moved}", after=0.0)
+        if (wait := bounded(parameters.get("retry_after"))) is not None:
+            return Receipt("retry", detail=detail, after=wait)
+        if usual.outcome != "sent":
+            return Receipt(usual.outcome, detail=detail, after=usual.after) if "description" in said else usual
+        if said.get("ok") is True:
+            number = _mapping(said.get("result")).get("message_id")
+            return Receipt("sent", remote_id=None if number is None else str(number))
+        return Receipt("failed" if said.get("ok") is False else ambiguous(policy), detail=detail)
 
-    async def close(self) -> None:
-        await self._client.aclose()
 
-
-def _sent(response: httpx.Response) -> Receipt:
-    try:
-        body = orjson.loads(response.content)
-        if body["ok"]:
-            return Receipt("sent", remote_id=str(body["result"]["message_id"]))
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return Receipt("uncertain", detail=f"the Bot API answered 200 with {response.text[:200]}")
-    return Receipt("failed", detail=f"the Bot API answered ok: false: {response.text[:200]}")
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
