@@ -122,7 +122,7 @@ async def latency(url: str, rounds: int) -> list[float]:
         worker = Worker(settings, pool, [runnable], "run", {})
         bell = service.run("bell", Bell(url, settings.database, worker.feeder).step, worker.stop)
         running = asyncio.create_task(worker.run(bell))
-        appender, waits = Appender(feeding, enqueue=True, bells=200), []
+        appender, waits = Appender(feeding, enqueue=True, bells=1000), []
         for n in range(rounds):
             await asyncio.sleep(0.005 if n else 1.0)
             _started.clear()

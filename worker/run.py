@@ -39,6 +39,7 @@ class Worker:
         self.name = worker_name(settings)
         self.exit_code = 0
         self.stopped_why = ""
+        self._stopped = 0.0
         self.stop = asyncio.Event()
         self.released = asyncio.Event()
         self._pool = pool
@@ -100,7 +101,7 @@ class Worker:
             work.append(service.run("drain", self._until_drained(quiet), self.stop, wake=quiet))
         kept = asyncio.ensure_future(service.run_all(off, *keep))
         try:
-            await service.run_all(self.stop, *work)
+            await service.run_all(self.stop, *work, patience=w.grace_seconds)
         finally:
             await self._finish(w.grace_seconds)
             off.set()
@@ -111,6 +112,7 @@ class Worker:
     async def _no_more_claims(self) -> None:
         """At once, also where the feeder waits for what runs to end."""
         await self.stop.wait()
+        self._stopped = time.monotonic()
         self.feeder.stopping = True
         self.feeder.wake.set()
 
@@ -141,7 +143,7 @@ class Worker:
         for line in self.lines:
             for piece in waiting:
                 line.lose(piece)
-        until = time.monotonic() + grace
+        until = max(self._stopped + grace, time.monotonic() + 1)
         while any(p not in line.hanging() for line in self.lines for p in line.held) and time.monotonic() < until:
             self.settler.wake.set()
             await service.rest_or_wake(0.05, self.released)

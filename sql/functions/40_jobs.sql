@@ -32,10 +32,13 @@ create or replace function tailrace.claim_jobs(
 returns table (job bigint[], due timestamptz, error jsonb, id bigint, external_id text, revision int, op text, occurred_at timestamptz,
                source_time timestamptz, observed_at timestamptz, payload jsonb, body bytea, meta jsonb)
 language plpgsql
-set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off set synchronous_commit = off as $$
+set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare v_now timestamptz := tailrace.clock();
 begin
+  -- For the whole transaction (a `set` of the function would end before the commit): a claim that a crash of the server forgets is
+  -- refused by the fence, so nobody has to wait for the disk.
+  perform set_config('synchronous_commit', 'off', true);
   return query
   with pick as materialized (
     select l.n, j.source_id, j.raw_id
@@ -85,7 +88,8 @@ end $$;
 
 -- claimed -> claimed: the leases of these claims last p_lease from now, never past the cap of each. What does not come back is lost.
 create or replace function tailrace.beat(p_tokens uuid[], p_caps double precision[], p_lease double precision)
-returns setof uuid language sql set synchronous_commit = off set enable_seqscan = off as $$
+returns setof uuid language sql set enable_seqscan = off as $$
+  select set_config('synchronous_commit', 'off', true);
   with beaten as (
     update tailrace.jobs j
     set lease_until = least(tailrace.clock() + make_interval(secs => p_lease), j.claimed_at + make_interval(secs => u.cap))
