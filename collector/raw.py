@@ -23,6 +23,8 @@ _STAGED = "select * from tailrace.append_staged($1, $2, $3, $4, $5, null, null)"
 _ARRAYS = "select * from tailrace.append_raw($1, $2, $3, $4, $5, null, null, $6, $7, $8, $9, $10, $11, $12, $13)"
 ROLE = "tailrace_collector"
 CHANNEL = "tailrace_jobs"
+# NOTIFY takes a transaction id, so its commit would wait for the disk: the bell need not.
+_BELL = "select set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
 async def register(pool: asyncpg.Pool, settings: Settings, names: list[str]) -> dict[str, int]:
@@ -80,7 +82,7 @@ class Appender:
         while self._owed is not None:
             payload, self._owed = self._owed, None
             try:
-                await self._pool.execute("select pg_notify($1, $2)", CHANNEL, payload)
+                await self._pool.execute(_BELL, CHANNEL, payload)
             except AWAY:  # the records are stored; workers poll
                 return
             await asyncio.sleep(gap)
