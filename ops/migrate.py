@@ -43,10 +43,29 @@ def _migrate(connection: psycopg.Connection, dry_run: bool) -> Migrated:
         for file in missing:
             _apply(connection, file)
         with connection.transaction():
-            for file in files("functions"):
-                connection.execute(file.text)
+            try:
+                with connection.transaction():
+                    _create_functions(connection)
+            except psycopg.errors.InvalidFunctionDefinition:  # one returns something else now
+                _drop_functions(connection)
+                _create_functions(connection)
     names = tuple(f"{f.number:04d}_{f.name}" for f in missing)
     return Migrated(names, len(files("functions")), files("migrations")[-1].number)
+
+
+def _create_functions(connection: psycopg.Connection) -> None:
+    for file in files("functions"):
+        connection.execute(file.text)
+
+
+def _drop_functions(connection: psycopg.Connection) -> None:
+    """All but those that tables and views lean on; they are made anew in the same transaction, with their grants."""
+    found = connection.execute(
+        "select p.oid::regprocedure::text from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'tailrace' "
+        "and not exists (select from pg_depend d where d.refobjid = p.oid and d.deptype in ('n', 'a'))"
+    ).fetchall()
+    for (function,) in found:
+        connection.execute(f"drop function {function}")
 
 
 def _applied(connection: psycopg.Connection) -> dict[int, tuple[str, str]]:

@@ -106,6 +106,14 @@ def test_migrating_twice_and_at_once_is_harmless(empty_db_url):
     assert migrate(empty_db_url).applied == ()
 
 
+async def test_a_function_that_returns_something_else_now_is_replaced(pool, db_url):
+    await pool.execute("drop function tailrace.peek(int[])")
+    await pool.execute("create function tailrace.peek(p_versions int[]) returns int language sql as 'select 1'")
+    migrate(db_url)
+    assert await pool.fetch("select version_id, lane, source_id from tailrace.peek('{1}')") == []
+    assert await pool.fetchval("select has_function_privilege('tailrace_worker', 'tailrace.peek(int[])', 'execute')")
+
+
 async def test_secrets_are_hidden_and_origins_told(tailrace, db_url):
     found = {row["setting"]: row for row in tailrace("config", "--json", TAILRACE_WORKER__PORT="9555").value}
     assert (found["worker.port"]["value"], found["worker.port"]["origin"]) == (9555, "TAILRACE_WORKER__PORT")
