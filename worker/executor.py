@@ -100,18 +100,19 @@ class Executor:
         return found
 
     async def _inline(self, piece: Slice, context: Context) -> None:
-        function, outcomes, is_async = self._function, piece.outcomes, self._async
+        function, outcomes, is_async, bare = self._function, piece.outcomes, self._async, _DONE
         for record in piece.records[len(outcomes) :]:
             piece.busy_since = time.monotonic()
             try:
                 value = await function(record, context) if is_async else function(record, context)
             except Exception as error:  # noqa: BLE001  becomes an outcome in the one place
                 value = error
-            outcomes.append(
-                value
-                if value is _DONE or (type(value) is Done and value.output is None and not value.effects and value.meta is None)
-                else await self._outcome(value)
-            )
+            if value is bare or (type(value) is Done and value == _DONE):
+                bare = value
+                piece.bare += 1
+                outcomes.append(value)
+            else:
+                outcomes.append(await self._outcome(value))
 
     async def _whole(self, piece: Slice, context: Context) -> None:
         piece.busy_since = time.monotonic()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from worker.core.events import emit
+from worker.core.times import from_binary
 from worker.jobs import Jobs, Slice
 from worker.line import Line
 
@@ -29,6 +30,7 @@ class Feeder:
         self._lows: dict[tuple[int, int, int], int] = {}
         self._suspects: set[int] = set()
         self._looked = -1e9
+        self._known = False
         self._claims = 0
         self._normal = 0
         self.wake = asyncio.Event()
@@ -62,10 +64,16 @@ class Feeder:
         await self._claim(line, lane)
         return 0.0
 
+    @property
+    def exhausted(self) -> bool:
+        """The last look found nothing ready, and nothing is held."""
+        return self._known and not self._ready and not self._suspects and self._idle()
+
     def _idle(self) -> bool:
         return not any(line.held for line in self._lines)
 
     async def _look(self) -> None:
+        self._known = False
         self._looked = time.monotonic()  # before the question: a ring while it is answered asks again
         found = await self._jobs.peek(list(self._by_version))
         self._lows.clear()
@@ -74,6 +82,7 @@ class Feeder:
         for version, lane, source in found:
             if lane >= 0:
                 self._ready.setdefault((version, lane), set()).add(source)
+        self._known = True
 
     def _choose(self) -> tuple[Line, int] | None:
         """A line with room, in the best lane that has ready work; every eighth claim begins at the slow lanes."""
@@ -143,7 +152,7 @@ class Feeder:
             await self.wake.wait()
 
     def _report(self, line: Line, lane: int, pieces: list[Slice]) -> None:
-        due = min(p.due for p in pieces).timestamp()
+        due = from_binary(min(p.due for p in pieces)).timestamp()
         emit(
             "job.claimed", pipeline=line.runnable.pipeline, version=line.runnable.version, lane=lane, slices=len(pieces),
             records=sum(len(p.records) for p in pieces), wait=round(time.time() - due, 4),

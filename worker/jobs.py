@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 import uuid
 from collections.abc import Sequence
@@ -33,13 +32,14 @@ class Slice:
     attempt: int
     crashes: int
     quiet: bool
-    due: dt.datetime
+    due: bytes  # as Postgres sends a time: sorts as it is, few are decoded
     history: str | None
     records: list[Record]
+    claimed: float  # on the clock of this process
     beyond: int | None = None  # the first record that we leave to others, where --max-jobs ends within the slice
     outcomes: list[Outcome] = field(default_factory=list)
+    bare: int = 0  # outcomes that say no more than Done()
     settled: int = 0
-    claimed: float = field(default_factory=time.monotonic)
     started: float = 0.0
     busy_since: float = 0.0
     seconds: float = 0.0
@@ -98,40 +98,20 @@ class Jobs:
         return await self._slices(runnable, token, 0, await self._pool.fetch(_SUSPECT, token, self._worker, runnable.version_id, self._lease))
 
     async def _slices(self, runnable: Runnable, token: uuid.UUID, lane: int, rows: list[Any]) -> list[Slice]:
-        slices = []
-        at = 0
+        slices, at, now = [], 0, time.monotonic()
         while at < len(rows):
             row = rows[at]
             head = row["job"]
             source = self._sources.get(head[0]) or await self._name(head[0])
             if len(head) == 1:
-                raw_id = row["id"]
-                slices.append(
-                    Slice(runnable, token, head[0], source, raw_id, raw_id, 1, lane, 0, 0, 0, False, row["due"], None, [Record(row, source)])
-                )
-                at += 1
-                continue
+                head = (head[0], row["id"], row["id"], 1, lane, 0, 0, 0, 0)
             source_id, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, quiet = head
-            records = [Record(row, source) for row in rows[at : at + n_rows]]
             slices.append(
                 Slice(
-                    runnable,
-                    token,
-                    source_id,
-                    source,
-                    raw_id,
-                    raw_id_to,
-                    n_rows,
-                    lane,
-                    rerun,
-                    attempt,
-                    crashes,
-                    bool(quiet),
-                    row["due"],
-                    row["error"],
-                    records,
+                    runnable, token, source_id, source, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, bool(quiet),
+                    row["due"], row["error"], [Record(r, source) for r in rows[at : at + n_rows]], now,
                 )
-            )
+            )  # fmt: skip
             at += n_rows
         return slices
 

@@ -69,6 +69,8 @@ class Line:
             self.drop(piece)
 
     async def _run(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  we are in one
         while True:
             while not self._queue:
                 if self._mean < FAST:
@@ -79,11 +81,9 @@ class Line:
             piece = self._queue.popleft()
             if time.monotonic() - piece.claimed > 5 * FAST and self._mean >= FAST:
                 self._target = max(self._target // 2, self._least)
-            await self._attempt(piece)
+            await self._attempt(piece, task)
 
-    async def _attempt(self, piece: Slice) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  we are in one
+    async def _attempt(self, piece: Slice, task: asyncio.Task[None]) -> None:
         self.running[piece] = task
         piece.started = time.monotonic()
         try:
@@ -104,7 +104,8 @@ class Line:
             self.drop(piece)
         else:
             self.finished.append(piece)
-        self._changed()
+            if len(self.finished) == 1:
+                self._changed()
 
     def _overdue(self, piece: Slice) -> bool:
         """The deadline cancelled one record: it is tried again later, the rest of the slice goes on."""

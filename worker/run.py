@@ -7,7 +7,6 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -98,7 +97,7 @@ class Worker:
             *services,
         ]
         if self._mode == "drain":
-            work.append(service.run("drain", self._until_drained(quiet), self.stop, wake=quiet))
+            work.append(service.run("drain", self._until_drained, self.stop, wake=quiet))
         kept = asyncio.ensure_future(service.run_all(off, *keep))
         try:
             await service.run_all(self.stop, *work, patience=w.grace_seconds)
@@ -120,21 +119,16 @@ class Worker:
         self._guard.tick()
         return 1.0
 
-    def _until_drained(self, quiet: asyncio.Event) -> Callable[[], Any]:
-        """A step that ends the drain when the database says that nothing is due or held, and no run has more to open."""
-
-        async def step() -> float:
-            quiet.clear()
-            if any(line.held for line in self.lines):
-                return 1.0
-            left = await self.jobs.open_work([line.runnable.version_id for line in self.lines])
-            if not left["due"] and not left["held"] and not left["runs"]:
-                self.stop.set()
-            elif left["due"]:
-                self.feeder.ring()
-            return 0.2
-
-        return step
+    async def _until_drained(self) -> float:
+        """Ends the drain when the database says that nothing is due or held, and no run has more to open."""
+        if not self.feeder.exhausted:
+            return 1.0
+        left = await self.jobs.open_work([line.runnable.version_id for line in self.lines])
+        if not left["due"] and not left["held"] and not left["runs"]:
+            self.stop.set()
+        elif left["due"]:
+            self.feeder.ring()
+        return 0.2
 
     async def _finish(self, grace: float) -> None:
         """Claims no more, settles what is done, gives the rest back without an attempt."""

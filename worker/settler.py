@@ -43,7 +43,8 @@ class Settler:
         return 0.0 if more else self._every
 
     def _take(self, line: Line) -> list[Slice]:
-        taken, records = [], 0
+        taken: list[Slice] = []
+        records = 0
         while line.finished and records < MOST:
             piece = line.finished.pop()
             records += len(piece.records) - piece.settled
@@ -52,6 +53,7 @@ class Settler:
         for piece in line.running:
             if len(piece.outcomes) > piece.settled and now - piece.started >= self._every and not piece.done and not piece.lost:
                 taken.append(piece)
+        taken.sort(key=lambda piece: piece.raw_id)  # results are cheapest to insert in the order of their key
         return taken
 
     async def _settle(self, line: Line, pieces: list[Slice]) -> None:
@@ -74,13 +76,14 @@ class Settler:
     async def _refused(self, line: Line, piece: Slice, error: asyncpg.PostgresError) -> None:
         """Postgres cannot store what the processor said: that is a failed attempt of these records."""
         done = len(piece.outcomes)
+        piece.bare = 0
         piece.outcomes[piece.settled : done] = [Retry(f"the outcome cannot be stored: {error}")] * (done - piece.settled)
         await self._commit(line, [piece])
 
     async def _commit(self, line: Line, pieces: list[Slice]) -> None:
-        columns = Columns()
         begun = time.monotonic()
-        counts = [columns.add(piece) for piece in pieces]
+        columns = Columns(pieces)
+        counts = [sum(c) for c in columns.counts]
         runnable = line.runnable
         released, suppressed, _buried = await self._jobs.settle(runnable.version_id, self._mode, self._gates, columns.arguments())
         sums = [sum(c) for c in zip(*columns.counts, strict=True)]

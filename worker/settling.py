@@ -34,22 +34,33 @@ def effect_key(effect: Effect, record: Record) -> str:
 class Columns:
     """Parallel arrays, as the SQL function takes them. A result column in which nothing was said stays None."""
 
-    slices: list[Slice] = field(default_factory=list)
+    slices: list[Slice]
     counts: list[tuple[int, int, int, int]] = field(default_factory=list)
     nexts: list[int | None] = field(default_factory=list)
     lefts: list[int | None] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     reruns: list[int] = field(default_factory=list)
     said: list[tuple[str, str | None, float | None, bool, str | None, str | None]] = field(default_factory=list)
-    plain: bool = True
+    bare: bool = True
     retries: list[dict[str, Any]] = field(default_factory=list)
     effects: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, piece: Slice) -> int:
-        """Takes what is done and not yet settled of a slice. Returns how many records that is."""
-        first, last = piece.settled, len(piece.outcomes)
+    def __post_init__(self) -> None:
+        """Takes what is done and not yet settled of each slice."""
+        self.bare = all(piece.bare == len(piece.outcomes) and not piece.rerun for piece in self.slices)
+        for piece in self.slices:
+            last = len(piece.outcomes)
+            if self.bare:
+                self.counts.append((last - piece.settled, 0, 0, 0))
+            else:
+                self.counts.append(self._outcomes(piece, last))
+            following = piece.records[last].id if last < len(piece.records) else piece.beyond
+            self.nexts.append(following)
+            self.lefts.append(None if following is None else piece.n_rows - last)
+
+    def _outcomes(self, piece: Slice, last: int) -> tuple[int, int, int, int]:
         ok, skipped, failed, retried = 0, 0, 0, 0
-        for record, outcome in zip(piece.records[first:last], piece.outcomes[first:], strict=True):
+        for record, outcome in zip(piece.records[piece.settled : last], piece.outcomes[piece.settled :], strict=True):
             match outcome:
                 case Done():
                     ok += 1
@@ -63,21 +74,12 @@ class Columns:
                 case Retry():
                     retried += 1
                     self._retry(piece, record, outcome)
-        self.slices.append(piece)
-        self.counts.append((ok, skipped, failed, retried))
-        following = piece.records[last].id if last < len(piece.records) else piece.beyond
-        self.nexts.append(following)
-        self.lefts.append(None if following is None else piece.n_rows - last)
-        return last - first
+        return ok, skipped, failed, retried
 
     def _done(self, piece: Slice, record: Record, outcome: Done) -> None:
-        plain = outcome.output is None and outcome.confidence is None and not outcome.needs_review and outcome.meta is None
-        if plain and self.plain and not piece.rerun:
-            self.ids.append(record.id)
-        else:
-            output = None if outcome.output is None else orjson.dumps(outcome.output).decode()
-            meta = None if outcome.meta is None else orjson.dumps(dict(outcome.meta)).decode()
-            self._say(piece, record, "ok", output, outcome.confidence, outcome.needs_review, meta=meta)
+        output = None if outcome.output is None else orjson.dumps(outcome.output).decode()
+        meta = None if outcome.meta is None else orjson.dumps(dict(outcome.meta)).decode()
+        self._say(piece, record, "ok", output, outcome.confidence, outcome.needs_review, meta=meta)
         for effect in outcome.effects:
             self.effects.append({
                 "raw": record.id, "rerun": piece.rerun, "quiet": piece.quiet, "kind": effect.kind, "key": effect_key(effect, record),
@@ -88,10 +90,6 @@ class Columns:
         self, piece: Slice, record: Record, status: str, output: str | None = None, confidence: float | None = None,
         review: bool = False, error: str | None = None, meta: str | None = None,
     ) -> None:  # fmt: skip
-        if self.plain:
-            self.plain = False
-            self.said = [("ok", None, None, False, None, None)] * len(self.ids)
-            self.reruns = [0] * len(self.ids)
         self.ids.append(record.id)
         self.reruns.append(piece.rerun)
         self.said.append((status, output, confidence, review, error, meta))
@@ -104,13 +102,26 @@ class Columns:
             "history": orjson.loads(piece.history) if piece.history else None,
         })  # fmt: skip
 
+    def _numbers(self) -> tuple[list[Any], list[int] | None]:
+        """Counts per slice and ids of the results; None where the slices themselves say it."""
+        whole = all(n is None for n in self.nexts)
+        counts: list[Any] = [list(c) for c in zip(*self.counts, strict=True)]
+        if not self.bare or not whole:
+            ids = [r.id for s in self.slices for r in s.records[s.settled : len(s.outcomes)]] if self.bare else self.ids
+            return counts, ids
+        if all(s.n_rows == 1 for s in self.slices):
+            return [None] * 4, None
+        if all(s.raw_id_to - s.raw_id + 1 == s.n_rows for s in self.slices):
+            return [counts[0], None, None, None], None
+        return [counts[0], None, None, None], [r.id for s in self.slices for r in s.records[s.settled :]]
+
     def arguments(self) -> Sequence[Any]:
         """$5 to $24 of tailrace.settle; what is the same for all is said once."""
         whole = all(n is None for n in self.nexts)
         sources, raws, tokens = [s.source_id for s in self.slices], [s.raw_id for s in self.slices], [s.token for s in self.slices]
-        counts: list[Any] = [None] * 4 if whole and self.plain and not self.retries else [list(c) for c in zip(*self.counts, strict=True)]
+        counts, ids = self._numbers()
         results: list[Any] = [None] * 8
-        if not self.plain:
+        if self.said:
             status, output, confidence, review, error, meta = (list(c) for c in zip(*self.said, strict=True))
             results = [self.reruns, status, output, confidence, review, error, meta, None]
         return (
@@ -120,7 +131,7 @@ class Columns:
             None if whole else self.nexts,
             None if whole else self.lefts,
             *counts,
-            None if self.ids == raws else self.ids,
+            ids,
             *results,
             orjson.dumps(self.retries).decode() if self.retries else None,
             orjson.dumps(self.effects).decode() if self.effects else None,

@@ -26,11 +26,12 @@ $$;
 -- ready -> claimed: some slices of each given source, in the given order of sources, from the given lower bounds (a hint: a wrong
 -- one delays, never loses). Returns the raw records of the claim; `job` is the header of a slice and stands on its first record:
 -- source_id, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, quiet; only source_id for a single record at its first try.
+-- Times are in Postgres's binary form (microseconds since 2000): few processors ask for them, so few are decoded.
 create or replace function tailrace.claim_jobs(
   p_token uuid, p_worker text, p_version int, p_lane int, p_sources int[], p_lows bigint[], p_per_source int, p_limit int,
   p_lease double precision)
-returns table (job bigint[], due timestamptz, error jsonb, id bigint, external_id text, revision int, op text, occurred_at timestamptz,
-               source_time timestamptz, observed_at timestamptz, payload jsonb, body bytea, meta jsonb)
+returns table (job bigint[], due bytea, error jsonb, id bigint, external_id text, revision int, op text, occurred_at bytea,
+               source_time bytea, observed_at bytea, payload jsonb, body bytea, meta jsonb)
 language plpgsql
 set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
@@ -40,49 +41,47 @@ begin
   -- refused by the fence, so nobody has to wait for the disk.
   perform set_config('synchronous_commit', 'off', true);
   return query
-  with pick as materialized (
-    select l.n, j.source_id, j.raw_id
-    from unnest(p_sources, p_lows) with ordinality l(source_id, low, n)
-    cross join lateral (
-      select j.source_id, j.raw_id from tailrace.jobs j
-      where j.version_id = p_version and j.lane = p_lane and j.source_id = l.source_id and j.state = 'r' and j.raw_id >= l.low
-      order by j.raw_id limit p_per_source for update skip locked) j
-    limit p_limit),
-  mine as (
+  with mine as (
     update tailrace.jobs j
     set state = 'c', token = p_token, worker = p_worker, claimed_at = v_now, lease_until = v_now + make_interval(secs => p_lease)
-    from pick p where j.version_id = p_version and j.source_id = p.source_id and j.raw_id = p.raw_id
-    returning p.n, j.source_id, j.raw_id, j.raw_id_to, j.n_rows, j.lane, j.rerun, j.attempt, j.crashes, j.quiet, j.run_at, j.error)
+    where j.ctid = any (array(  -- the rows that we hold locked; one that somebody changed after our snapshot stays for the next claim
+      select j.ctid from unnest(p_sources, p_lows) l(source_id, low)
+      cross join lateral (
+        select j.ctid from tailrace.jobs j
+        where j.version_id = p_version and j.lane = p_lane and j.source_id = l.source_id and j.state = 'r' and j.raw_id >= l.low
+        order by j.raw_id limit p_per_source for update skip locked) j
+      limit p_limit))
+    returning j.source_id, j.raw_id, j.raw_id_to, j.n_rows, j.lane, j.rerun, j.attempt, j.crashes, j.quiet, j.run_at, j.error)
   select case when r.id <> m.raw_id then null
               when m.n_rows = 1 and m.attempt = 0 and m.rerun = 0 and m.crashes = 0 and not m.quiet then array[m.source_id]
               else array[m.source_id, m.raw_id, m.raw_id_to, m.n_rows, m.lane, m.rerun, m.attempt, m.crashes, m.quiet::int] end,
-         case when r.id = m.raw_id then m.run_at end, case when r.id = m.raw_id then m.error end,
-         r.id, r.external_id, r.revision, r.op, r.occurred_at, r.source_time, r.observed_at, r.payload, r.body, r.meta
+         case when r.id = m.raw_id then timestamptz_send(m.run_at) end, case when r.id = m.raw_id then m.error end,
+         r.id, r.external_id, r.revision, r.op, timestamptz_send(r.occurred_at), timestamptz_send(r.source_time),
+         timestamptz_send(r.observed_at), r.payload, r.body, r.meta
   from mine m join tailrace.raw_records r on r.source_id = m.source_id and r.id between m.raw_id and m.raw_id_to;
 end $$;
 
 -- suspect -> claimed: one slice, alone.
 create or replace function tailrace.claim_suspect(p_token uuid, p_worker text, p_version int, p_lease double precision)
-returns table (job bigint[], due timestamptz, error jsonb, id bigint, external_id text, revision int, op text, occurred_at timestamptz,
-               source_time timestamptz, observed_at timestamptz, payload jsonb, body bytea, meta jsonb)
+returns table (job bigint[], due bytea, error jsonb, id bigint, external_id text, revision int, op text, occurred_at bytea,
+               source_time bytea, observed_at bytea, payload jsonb, body bytea, meta jsonb)
 language plpgsql
 set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare v_now timestamptz := tailrace.clock();
 begin
   return query
-  with pick as materialized (
-    select j.source_id, j.raw_id from tailrace.jobs j where j.version_id = p_version and j.state = 's'
-    order by j.raw_id limit 1 for update skip locked),
-  mine as (
+  with mine as (
     update tailrace.jobs j
     set state = 'c', token = p_token, worker = p_worker, claimed_at = v_now, lease_until = v_now + make_interval(secs => p_lease)
-    from pick p where j.version_id = p_version and j.source_id = p.source_id and j.raw_id = p.raw_id returning j.*)
-  select case when r.id <> m.raw_id then null
-              when m.n_rows = 1 and m.attempt = 0 and m.rerun = 0 and m.crashes = 0 and not m.quiet then array[m.source_id]
-              else array[m.source_id, m.raw_id, m.raw_id_to, m.n_rows, m.lane, m.rerun, m.attempt, m.crashes, m.quiet::int] end,
-         case when r.id = m.raw_id then m.run_at end, case when r.id = m.raw_id then m.error end,
-         r.id, r.external_id, r.revision, r.op, r.occurred_at, r.source_time, r.observed_at, r.payload, r.body, r.meta
+    where j.ctid = any (array(
+      select j.ctid from tailrace.jobs j where j.version_id = p_version and j.state = 's' order by j.raw_id limit 1 for update skip locked))
+    returning j.*)
+  select case when r.id = m.raw_id
+              then array[m.source_id, m.raw_id, m.raw_id_to, m.n_rows, m.lane, m.rerun, m.attempt, m.crashes, m.quiet::int] end,
+         case when r.id = m.raw_id then timestamptz_send(m.run_at) end, case when r.id = m.raw_id then m.error end,
+         r.id, r.external_id, r.revision, r.op, timestamptz_send(r.occurred_at), timestamptz_send(r.source_time),
+         timestamptz_send(r.observed_at), r.payload, r.body, r.meta
   from mine m join tailrace.raw_records r on r.source_id = m.source_id and r.id between m.raw_id and m.raw_id_to order by r.id;
 end $$;
 
@@ -112,8 +111,9 @@ end $$;
 
 -- claimed -> done: results, effects, deliveries, retries and the removal of the job commit together, and only if every slice named
 -- is still held by its token. A slice with `next` keeps the rest (n rows from raw id `next` on) under the same claim.
--- Arrays are parallel; sources and tokens of one element hold for every slice; counts that are null mean that every record is ok, ids
--- that are null are the slices' own (one-row slices); a null array of results means its default for every row (ok, no output, ...).
+-- Arrays are parallel; sources and tokens of one element hold for every slice; counts that are null mean that every record is ok (of
+-- one-row slices even p_ok may be missing); ids that are null are all that the slices cover, which must then be without gaps; a null
+-- array of results means its default for every row (ok, no output, ...).
 create or replace function tailrace.settle(
   p_version int, p_worker text, p_mode text, p_gates jsonb,
   p_sources int[], p_raws bigint[], p_tokens uuid[], p_nexts bigint[], p_lefts int[],
@@ -129,10 +129,11 @@ declare
   v_slices int;
   v_rows bigint;
   v_started timestamptz;
-  v_expected bigint := coalesce(cardinality(p_ids), cardinality(p_raws)) + coalesce(jsonb_array_length(p_retries), 0);
+  v_ids bigint[] := coalesce(p_ids, p_raws);
+  v_given bigint;
 begin
   released := 0; suppressed := 0; buried := 0;
-  if p_nexts is null and p_ok is null then  -- whole slices, all ok: found by their claims alone
+  if p_nexts is null and p_skipped is null then  -- whole slices, all ok: found by their claims alone
     with gone as (
       delete from tailrace.jobs j
       where j.token = any (p_tokens) and j.state = 'c' and j.version_id = p_version and j.raw_id = any (p_raws)
@@ -141,7 +142,9 @@ begin
       insert into tailrace.settled (finished_at, version_id, source_id, lane, raw_id, raw_id_to, ok, skipped, failed, retried, due_at, claimed_at, token, worker)
       select v_now, p_version, source_id, lane, min(raw_id), max(raw_id_to), sum(n_rows), 0, 0, 0, min(run_at), min(claimed_at), (array_agg(token))[1], p_worker
       from gone group by source_id, lane)
-    select count(*), coalesce(sum(n_rows), 0), min(claimed_at) into v_slices, v_rows, v_started from gone;
+    select count(*), coalesce(sum(n_rows), 0), min(claimed_at),
+           case when p_ids is null and p_ok is not null then array(select i from gone cross join generate_series(gone.raw_id, gone.raw_id_to) i) else v_ids end
+    into v_slices, v_rows, v_started, v_ids from gone;
   else
     with named as (
       select coalesce(source_id, p_sources[1]) as source_id, raw_id, coalesce(token, p_tokens[1]) as token, next, remaining, ok, skipped, failed, retried
@@ -171,19 +174,20 @@ begin
     raise exception 'only % of % slices are still ours', v_slices, cardinality(p_raws)
       using errcode = 'TR002', hint = 'the lease ran out and the records went to another worker; drop what was computed for them';
   end if;
-  if v_rows <> v_expected then
-    raise exception 'the slices hold % rows, % outcomes were given', v_rows, v_expected
+  v_given := cardinality(v_ids) + coalesce(jsonb_array_length(p_retries), 0);
+  if v_rows <> v_given or v_rows <> (select sum(n) from unnest(p_ok || p_skipped || p_failed || p_retried) n) then
+    raise exception 'the slices hold % rows, % outcomes were given', v_rows, v_given
       using errcode = 'TR003', hint = 'each raw record of a slice needs exactly one outcome';
   end if;
 
   if p_statuses is null and p_outputs is null and p_reruns is null and p_metas is null and p_confidences is null and p_started is null then
     insert into tailrace.results (version_id, raw_id, rerun, status, token, started_at, finished_at)
-    select p_version, i, 0::smallint, 'ok', p_tokens[1], v_started, v_now from unnest(coalesce(p_ids, p_raws)) i;
+    select p_version, i, 0::smallint, 'ok', p_tokens[1], v_started, v_now from unnest(v_ids) i;
   else
     insert into tailrace.results (version_id, raw_id, rerun, status, output, confidence, needs_review, error, meta, token, started_at, finished_at)
     select p_version, u.id, coalesce(u.rerun, 0::smallint), coalesce(u.status, 'ok'), u.output, u.confidence, coalesce(u.review, false), u.error, u.meta,
            p_tokens[1], coalesce(u.started, v_started), v_now
-    from unnest(coalesce(p_ids, p_raws), p_reruns, p_statuses, p_outputs, p_confidences, p_reviews, p_errors, p_metas, p_started)
+    from unnest(v_ids, p_reruns, p_statuses, p_outputs, p_confidences, p_reviews, p_errors, p_metas, p_started)
       u(id, rerun, status, output, confidence, review, error, meta, started);
   end if;
   if p_effects is not null then

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import orjson
 
+from worker.core.times import from_binary
+
 Op = Literal["create", "update", "delete"]
 
 
@@ -31,11 +33,12 @@ class RawRecord:
 
 
 class Record:
-    """A raw record as a processor sees it. Read-only; the payload is parsed when it is first asked for."""
+    """A raw record as a processor sees it. Read-only; payload and times are decoded when they are asked for."""
 
     __slots__ = ("_payload", "_row", "source")
 
     def __init__(self, row: Any, source: str) -> None:
+        """`row` has the columns of tailrace.claim_jobs."""
         self._row = row
         self._payload: Any = None
         self.source = source
@@ -59,15 +62,16 @@ class Record:
 
     @property
     def occurred_at(self) -> dt.datetime:
-        return self._row["occurred_at"]  # type: ignore[no-any-return]
+        return from_binary(self._row["occurred_at"])
 
     @property
     def source_time(self) -> dt.datetime | None:
-        return self._row["source_time"]  # type: ignore[no-any-return]
+        sent = self._row["source_time"]
+        return from_binary(sent) if sent is not None else None
 
     @property
     def observed_at(self) -> dt.datetime:
-        return self._row["observed_at"]  # type: ignore[no-any-return]
+        return from_binary(self._row["observed_at"])
 
     @property
     def payload(self) -> Any:

@@ -7,6 +7,8 @@ import re
 
 from worker.core.errors import Misconfigured
 
+_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+_FIRST, _LAST = dt.datetime(1, 1, 1, tzinfo=dt.UTC), dt.datetime(9999, 12, 31, 23, 59, 59, 999999, dt.UTC)
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -38,3 +40,12 @@ def parse_seconds(value: float | str) -> float:
     if not match:
         raise ValueError(f"{value!r} is not a span of time; write 90, '90s', '15m', '6h' or '2d'")
     return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def from_binary(sent: bytes) -> dt.datetime:
+    """Postgres's binary form of a timestamptz: microseconds since 2000. What Python cannot say (infinity, the year 10000) is its nearest."""
+    micros = int.from_bytes(sent, "big", signed=True)
+    try:
+        return _EPOCH + dt.timedelta(microseconds=micros)
+    except OverflowError:
+        return _LAST if micros > 0 else _FIRST
