@@ -21,9 +21,11 @@ STAGED = 200  # from here on COPY is cheaper than arrays
 _COLUMNS = ("n", "external_id", "op", "digest", "occurred_at", "source_time", "payload", "body", "meta")
 _STAGED = "select * from tailrace.append_staged($1, $2, $3, $4, $5, null, null)"
 _ARRAYS = "select * from tailrace.append_raw($1, $2, $3, $4, $5, null, null, $6, $7, $8, $9, $10, $11, $12, $13)"
+_ARRAYS_BELL = f"select a.*, case when a.jobs > 0 then pg_notify($14, $15) end from ({_ARRAYS}) a"  # noqa: S608  constants
 ROLE = "tailrace_collector"
 CHANNEL = "tailrace_jobs"
-# NOTIFY takes a transaction id, so its commit would wait for the disk: the bell need not.
+# NOTIFY serialises the commits that carry it: only a small page after a pause does, so that a lone event is quick. The others are told
+# by a statement of its own; it takes a transaction id, so its commit would wait for the disk, which a bell need not.
 _BELL = "select set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
@@ -57,8 +59,9 @@ class Appender:
         """
         begun = time.monotonic()
         expected = None if expect is None else orjson.dumps(expect or None).decode()
-        row = await self._write(source_id, source, page.records, orjson.dumps(page.position).decode(), lane, expected)
-        if row["jobs"]:
+        bell = str(source_id) if len(page.records) < STAGED and self._rests() else None
+        row = await self._write(source_id, source, page.records, orjson.dumps(page.position).decode(), lane, expected, bell)
+        if row["jobs"] and not bell:
             await self.ring(source_id)
         emit(
             "raw.appended", source=source, appended=row["appended"], unchanged=row["unchanged"], stale=row["stale"], jobs=row["jobs"],
@@ -68,8 +71,15 @@ class Appender:
             emit("raw.defective", source=source, count=len(defects), first=defects[0])
         return row
 
+    def _rests(self) -> bool:
+        """Nothing rang for a while: the page at hand may carry the bell, and the next waits for its turn."""
+        if self._gap is None or (self._ringing is not None and not self._ringing.done()):
+            return False
+        self._ringing = asyncio.create_task(self._ring(self._gap, told=True))
+        return True
+
     async def ring(self, source_id: int | None = None) -> None:
-        """Wakes idle workers, beside what comes next; by a statement of its own, since NOTIFY serialises the commits that carry it."""
+        """Wakes idle workers, beside what comes next."""
         if self._gap is None:
             return
         payload = "" if source_id is None else str(source_id)
@@ -77,8 +87,10 @@ class Appender:
         if self._ringing is None or self._ringing.done():
             self._ringing = asyncio.create_task(self._ring(self._gap))
 
-    async def _ring(self, gap: float) -> None:
+    async def _ring(self, gap: float, *, told: bool = False) -> None:
         """What is asked for while one bell rings is told by the next: the last page is never left untold."""
+        if told:
+            await asyncio.sleep(gap)
         while self._owed is not None:
             payload, self._owed = self._owed, None
             try:
@@ -92,11 +104,15 @@ class Appender:
         if self._ringing is not None:
             await self._ringing
 
-    async def _write(self, source_id: int, source: str, records: Sequence[RawRecord], position: str, lane: int, expect: str | None) -> asyncpg.Record:
+    async def _write(
+        self, source_id: int, source: str, records: Sequence[RawRecord], position: str, lane: int, expect: str | None, bell: str | None
+    ) -> asyncpg.Record:
         head = (source_id, position, lane, self._enqueue, expect)
         try:
             with mapped():
                 async with self._pool.acquire() as connection:
+                    if bell:
+                        return await connection.fetchrow(_ARRAYS_BELL, *head, *_arrays(records), CHANNEL, bell)
                     if len(records) < STAGED:
                         return await connection.fetchrow(_ARRAYS, *head, *_arrays(records))
                     async with connection.transaction():
@@ -108,7 +124,7 @@ class Appender:
             if mended == list(records):
                 raise
             emit("raw.defective", source=source, count=len(records) - len(set(map(id, records)) & set(map(id, mended))), first=str(error))
-            return await self._write(source_id, source, mended, position, lane, expect)
+            return await self._write(source_id, source, mended, position, lane, expect, bell)
 
     async def _quarantined(self, records: Sequence[RawRecord]) -> list[RawRecord]:
         """The page with the records that Postgres refuses kept as bytes. Found by halving, each half tried on its own."""

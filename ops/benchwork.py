@@ -19,12 +19,13 @@ from worker.bell import Bell
 from worker.core import db, service
 from worker.core.models import Context, Done, RawRecord, Record
 from worker.core.settings import PipelineSpec, Settings
+from worker.jobs import warm
 from worker.processors import Processor
 from worker.run import Worker
 
 SOURCES = 4
 _DONE = Done()
-_started: list[float] = []
+_started: asyncio.Queue[float] = asyncio.Queue()
 
 
 async def noop(_record: Record, _ctx: Context) -> Done:
@@ -32,7 +33,7 @@ async def noop(_record: Record, _ctx: Context) -> Done:
 
 
 async def probe(_record: Record, _ctx: Context) -> Done:
-    _started.append(time.monotonic())
+    _started.put_nowait(time.monotonic())
     return _DONE
 
 
@@ -104,7 +105,7 @@ async def drain(url: str, slice_size: int, wait: Callable[[], object]) -> None:
     """The worker as it is, until nothing is left."""
     settings = Settings()
     runnable = await register(url, slice_size)
-    async with await db.open_pool(url, settings.database, "bench", "tailrace_worker", 8) as pool:
+    async with await db.open_pool(url, settings.database, "bench", "tailrace_worker", 8, warm) as pool:
         worker = Worker(settings, pool, [runnable], "drain", {})
         wait()
         await worker.run()
@@ -115,7 +116,7 @@ async def latency(url: str, rounds: int) -> list[float]:
     settings = Settings()
     runnable = await register(url, 1, probe)
     async with (
-        await db.open_pool(url, settings.database, "bench", "tailrace_worker", 8) as pool,
+        await db.open_pool(url, settings.database, "bench", "tailrace_worker", 8, warm) as pool,
         await db.open_pool(url, settings.database, "bench", "tailrace_collector", 2) as feeding,
     ):
         source = (await feeding.fetch("select * from tailrace.register_sources('{files:bench}', array['{}'::jsonb])"))[0]["id"]
@@ -125,13 +126,10 @@ async def latency(url: str, rounds: int) -> list[float]:
         appender, waits = Appender(feeding, enqueue=True, bells=1000), []
         for n in range(rounds):
             await asyncio.sleep(0.005 if n else 1.0)
-            _started.clear()
             page = Page([RawRecord(str(n), str(n).encode(), f'{{"i": {n}}}')], {"n": n})
             await appender.append(source, "files:bench", page)
             committed = time.monotonic()
-            while not _started:  # noqa: ASYNC110  a probe that costs the measured path nothing
-                await asyncio.sleep(0.0002)
-            waits.append(_started[0] - committed)
+            waits.append(await _started.get() - committed)
         worker.stop.set()
         await running
     return waits

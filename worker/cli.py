@@ -24,6 +24,7 @@ from worker.core.events import emit
 from worker.core.http import serving
 from worker.core.metrics import Metrics
 from worker.core.settings import Settings, read
+from worker.jobs import warm
 from worker.run import Worker, worker_name
 
 ROLE = "tailrace_worker"
@@ -63,7 +64,7 @@ async def _main(given: Any) -> int:
     url = database_url(settings)
     name = worker_name(settings)
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(await db.open_pool(url, settings.database, f"worker {name}", ROLE, settings.database.pool_size))
+        pool = await stack.enter_async_context(await db.open_pool(url, settings.database, f"worker {name}", ROLE, settings.database.pool_size, warm))
         folder = loaded.path.parent if loaded.path else Path.cwd()
         runnables = await registry.register(pool, settings, folder, given.pipeline, given.version, name)
         return await _work(settings, url, pool, runnables, mode, given)

@@ -63,6 +63,12 @@ _SETTLE = (
 )
 
 
+async def warm(connection: asyncpg.Connection) -> None:
+    """Claims and settles nothing."""
+    await connection.fetch(_CLAIM, uuid.uuid4(), "", 0, 0, [], [], 1, 1, 1.0)
+    await connection.fetch(_SETTLE, 0, "", "run", "{}", [], [], [], *[None] * 17)
+
+
 class Jobs:
     """The calls of one worker. `sources` maps ids to names, read when an unknown id turns up."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
@@ -33,6 +34,8 @@ _UNUSABLE = (
     asyncpg.UndefinedObjectError,
     asyncpg.ClientConfigurationError,
 )
+_NO_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError, asyncpg.InsufficientPrivilegeError)
+Warm = Callable[[asyncpg.Connection], Awaitable[None]]
 _SESSION = {"client_min_messages": "warning", "idle_in_transaction_session_timeout": "60000", "lock_timeout": "20000", "jit": "off"}
 
 
@@ -41,12 +44,18 @@ def shown(url: str) -> str:
     return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
 
 
-async def connect_pool(url: str, settings: DatabaseSettings, program: str, role: str, size: int) -> asyncpg.Pool:
-    """A pool whose sessions run under `role`. Raises Misconfigured where waiting cannot help; waits while the server is away."""
+async def connect_pool(url: str, settings: DatabaseSettings, program: str, role: str, size: int, warm: Warm | None = None) -> asyncpg.Pool:
+    """A pool whose sessions run under `role`. Raises Misconfigured where waiting cannot help; waits while the server is away.
+
+    `warm` makes the calls whose first run on a session is slow (plans and caches, some 15 ms) before they matter.
+    """
 
     async def prepare(connection: asyncpg.Connection) -> None:
         if settings.pooler == "none" and settings.set_role:
             await connection.execute(f"set role {role}")
+        if settings.pooler == "none" and warm:
+            with contextlib.suppress(*_NO_SCHEMA):  # check_schema says it better
+                await warm(connection)
 
     extra = {"application_name": f"tailrace {program}"}
     if settings.pooler == "none":
@@ -91,10 +100,10 @@ async def _keep(_connection: asyncpg.Connection) -> None:
     """No reset query when a session returns to the pool: nothing of ours leaves state in it."""
 
 
-async def open_pool(url: str, settings: DatabaseSettings, program: str, role: str, size: int) -> asyncpg.Pool:
+async def open_pool(url: str, settings: DatabaseSettings, program: str, role: str, size: int, warm: Warm | None = None) -> asyncpg.Pool:
     """connect_pool plus the check that the schema is there and is the one this program was written for."""
     try:
-        pool = await connect_pool(url, settings, program, role, size)
+        pool = await connect_pool(url, settings, program, role, size, warm)
     except AWAY as error:
         raise Unavailable(f"no database at {shown(url)}: {error!r}", "start it, or correct DATABASE_URL") from error
     await check_schema(pool)
@@ -107,7 +116,7 @@ async def check_schema(pool: asyncpg.Pool) -> None:
 
     try:
         found = await pool.fetchval("select max(number) from tailrace.schema_migrations")
-    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError, asyncpg.InsufficientPrivilegeError) as error:
+    except _NO_SCHEMA as error:
         raise Misconfigured("this database has no tailrace schema", "run `tailrace migrate`") from error
     wanted = latest_migration()
     if found != wanted:
