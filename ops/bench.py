@@ -20,9 +20,6 @@ from pathlib import Path
 import asyncpg
 import uvloop
 
-from collector.raw import Appender
-from collector.record import Builder, RecordOptions
-from collector.sources import Page
 from ops import benchbare, benchwork
 from ops.migrate import migrate
 from worker.core import db, embedded
@@ -83,19 +80,14 @@ class Bench:
         return await db.open_pool(self.url, DatabaseSettings(), "bench", role, size)
 
     async def intake(self) -> list[Line]:
-        """1 kB records, keyed, with slices, cursor and coverage, against a staged COPY with `on conflict do nothing`."""
+        """1 kB records from a file, as `collector backfill` stores them: keyed, with slices, cursor and coverage; against a staged COPY."""
         lines = [json.dumps({"id": n, "text": "x" * 960, "views": n % 7}).encode() for n in range(self.records // 4)]
         await self.fresh()
-        async with await self.pool("tailrace_collector") as pool:
-            with self.measured(len(lines)) as bare:
-                await benchbare.intake(self.url, lines)
-            source = (await pool.fetch("select * from tailrace.register_sources('{files:bench}', array['{}'::jsonb])"))[0]["id"]
-            await benchwork.register(self.url, slice_size=500)
-            appender, builder = Appender(pool, enqueue=True, bells=0), Builder(RecordOptions(id_field=["id"]))
-            with self.measured(len(lines)) as ours:
-                for first in range(0, len(lines), 1000):
-                    page = Page([builder.build(line, {"file": "bench"}) for line in lines[first : first + 1000]], {"at": first})
-                    await appender.append(source, "files:bench", page)
+        with self.measured(len(lines)) as bare:
+            await benchbare.intake(self.url, lines)
+        await self.fresh()
+        with self.measured(len(lines)) as ours:
+            ours["seconds"] = await benchwork.intake(self.url, lines)
         return [_line("raw intake, 1 kB records", ours, bare), Line("  bare: staged COPY, on conflict do nothing", bare["rate"], bare["cpu_us"])]
 
     async def drain(self, slice_size: int, processes: int) -> list[Line]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import multiprocessing
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import uvloop
 
+from collector import raw
+from collector.backfill import Backfill
 from collector.raw import Appender
-from collector.sources import Page
+from collector.sources import Page, build
 from worker import registry
 from worker.bell import Bell
 from worker.core import db, service
@@ -109,6 +114,23 @@ async def drain(url: str, slice_size: int, wait: Callable[[], object]) -> None:
         worker = Worker(settings, pool, [runnable], "drain", {})
         wait()
         await worker.run()
+
+
+async def intake(url: str, lines: list[bytes]) -> float:
+    """Seconds that a backfill of a file takes; the bell is off."""
+    await register(url, slice_size=500)
+    with tempfile.TemporaryDirectory(prefix="tailrace-bench-") as folder:
+        (Path(folder) / "lines.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+        spec = {"kind": "files", "path": folder, "id_field": "id"}
+        settings = Settings.model_validate({"sources": {"files:bench": spec}, "collector": {"bells_per_second": 0}})
+        given = argparse.Namespace(max_records=None, chunk_size=None, max_chunks=None, dry_run=False)
+        async with await db.open_pool(url, settings.database, "bench", "tailrace_collector", 4) as pool:
+            ids = await raw.register(pool, settings, ["files:bench"])
+            begun = time.monotonic()
+            report = await Backfill(pool, settings, given, None, None).run(build(settings)["files:bench"], ids["files:bench"])
+    if report.appended != len(lines):
+        raise RuntimeError(f"{report.appended} of {len(lines)} records were stored: {report.error}")
+    return time.monotonic() - begun
 
 
 async def latency(url: str, rounds: int) -> list[float]:
