@@ -161,12 +161,11 @@ def _as_bytes(record: RawRecord, why: str) -> RawRecord:
     )
 
 
-def _meta(record: RawRecord) -> str | None:
-    return orjson.dumps(record.meta, default=str).decode() if record.meta else None
-
-
 def _rows(records: Sequence[RawRecord]) -> list[tuple[Any, ...]]:
-    return [(n, r.external_id, r.op, r.digest, r.occurred_at, r.source_time, r.payload, r.body, _meta(r)) for n, r in enumerate(records)]
+    return [
+        (n, key, op, digest, occurred, edited, payload, body, orjson.dumps(meta, default=str).decode() if meta else None)
+        for n, (key, digest, payload, body, op, occurred, edited, meta) in enumerate(records)
+    ]
 
 
 def _arrays(records: Sequence[RawRecord]) -> list[list[Any]]:

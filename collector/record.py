@@ -146,15 +146,14 @@ class Builder:
             value, canonical = parse(raw)
         except Defect as defect:
             return self.broken(raw, str(defect), meta)
-        source, exact = value, _LONG in raw.translate(_DIGITS)
-        if exact:
-            source = verbatim(raw)
+        exact = _LONG in raw.translate(_DIGITS)
+        source = verbatim(raw) if exact else value
         if exact or self._o.ignore_fields:
             canonical = self._canonical(source)
         digest = digest_of(canonical)
         key, meta = self._key(source, digest, meta)
-        occurred, meta = _time(self._time, value, meta)
-        edited, meta = _time(self._version, value, meta)
+        occurred, meta = _time(self._time, value, meta) if self._time else (None, meta)
+        edited, meta = _time(self._version, value, meta) if self._version else (None, meta)
         if self._deleted and self._deleted(value):
             return RawRecord(key, _TOMBSTONE, raw.decode(), None, "delete", occurred, edited, meta)
         return RawRecord(key, digest, raw.decode(), None, "create", occurred, edited, meta)
@@ -176,6 +175,8 @@ class Builder:
         if not self._ids:
             return digest.hex(), meta
         parts = [get(value) for get in self._ids]
+        if len(parts) == 1 and type(parts[0]) is int:
+            return str(parts[0]), meta
         if None in parts or "" in parts:
             return digest.hex(), meta | {"defect": f"no {', '.join(self._o.id_field)}"}
         return short("/".join(map(_written, parts)).replace("\0", "")), meta
@@ -185,9 +186,9 @@ def _written(part: Any) -> str:
     return part if isinstance(part, str) else str(part) if type(part) is int else orjson.dumps(part, option=orjson.OPT_SORT_KEYS).decode()
 
 
-def _time(get: Callable[[Any], Any] | None, value: Any, meta: dict[str, Any]) -> tuple[dt.datetime | None, dict[str, Any]]:
+def _time(get: Callable[[Any], Any], value: Any, meta: dict[str, Any]) -> tuple[dt.datetime | None, dict[str, Any]]:
     try:
-        return (moment(given) if get and (given := get(value)) is not None else None), meta
+        return (moment(given) if (given := get(value)) is not None else None), meta
     except Defect as defect:
         return None, meta | {"defect": str(defect)}
 

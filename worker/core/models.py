@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -14,8 +14,7 @@ from worker.core.times import from_binary
 Op = Literal["create", "update", "delete"]
 
 
-@dataclass(frozen=True, slots=True)
-class RawRecord:
+class RawRecord(NamedTuple):
     """One thing a source showed us, on its way into the raw log.
 
     `payload` is JSON text that jsonb can hold; what it cannot hold goes into `body` as the bytes that came.
