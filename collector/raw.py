@@ -19,9 +19,9 @@ from worker.core.settings import Settings
 RUN_STEP = 200_000  # raw ids in one transaction
 STAGED = 200  # from here on COPY is cheaper than arrays
 _COLUMNS = ("n", "external_id", "op", "digest", "occurred_at", "source_time", "payload", "body", "meta")
-_STAGED = "select * from tailrace.append_staged($1, $2, $3, $4, $5, null, null)"
-_ARRAYS = "select * from tailrace.append_raw($1, $2, $3, $4, $5, null, null, $6, $7, $8, $9, $10, $11, $12, $13)"
-_ARRAYS_BELL = f"select a.*, case when a.jobs > 0 then pg_notify($14, $15) end from ({_ARRAYS}) a"  # noqa: S608  constants
+_STAGED = "select * from tailrace.append_staged($1, $2, $3, $4, $5, $6, $7)"
+_ARRAYS = "select * from tailrace.append_raw($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
+_ARRAYS_BELL = f"select a.*, case when a.jobs > 0 then pg_notify($16, $17) end from ({_ARRAYS}) a"  # noqa: S608  constants
 ROLE = "tailrace_collector"
 CHANNEL = "tailrace_jobs"
 # NOTIFY serialises the commits that carry it: only a small page after a pause does, so that a lone event is quick. The others are told
@@ -60,7 +60,9 @@ class Appender:
         begun = time.monotonic()
         expected = None if expect is None else orjson.dumps(expect or None).decode()
         bell = str(source_id) if len(page.records) < STAGED and self._rests() else None
-        row = await self._write(source_id, source, page.records, orjson.dumps(page.position).decode(), lane, expected, bell)
+        covered = [asyncpg.Range(*span) if span else None for span in (page.times, page.ids)]
+        head = (source_id, orjson.dumps(page.position).decode(), lane, self._enqueue, expected, *covered)
+        row = await self._write(source, page.records, head, bell)
         if row["jobs"] and not bell:
             await self.ring(source_id)
         emit(
@@ -104,10 +106,7 @@ class Appender:
         if self._ringing is not None:
             await self._ringing
 
-    async def _write(
-        self, source_id: int, source: str, records: Sequence[RawRecord], position: str, lane: int, expect: str | None, bell: str | None
-    ) -> asyncpg.Record:
-        head = (source_id, position, lane, self._enqueue, expect)
+    async def _write(self, source: str, records: Sequence[RawRecord], head: tuple[Any, ...], bell: str | None) -> asyncpg.Record:
         try:
             with mapped():
                 async with self._pool.acquire() as connection:
@@ -124,7 +123,7 @@ class Appender:
             if mended == list(records):
                 raise
             emit("raw.defective", source=source, count=len(records) - len(set(map(id, records)) & set(map(id, mended))), first=str(error))
-            return await self._write(source_id, source, mended, position, lane, expect, bell)
+            return await self._write(source, mended, head, bell)
 
     async def _quarantined(self, records: Sequence[RawRecord]) -> list[RawRecord]:
         """The page with the records that Postgres refuses kept as bytes. Found by halving, each half tried on its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import importlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
@@ -12,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic import BaseModel, ValidationError
 from starlette.routing import BaseRoute
 
+from collector.sources.answers import Quota
 from worker.core.errors import Misconfigured, nearest
 from worker.core.models import RawRecord
 from worker.core.settings import CollectorSettings, Settings, SourceSpec
@@ -23,13 +25,20 @@ class Page:
 
     records: list[RawRecord]
     position: dict[str, Any] = field(default_factory=dict)
+    times: tuple[dt.datetime, dt.datetime] | None = None  # what of the source's time it covers, [from, until)
+    ids: tuple[int, int] | None = None  # the same for a source whose ids are dense
+    quotas: tuple[Quota, ...] = ()  # limits as the answer told them
 
 
 class Source(Protocol):
-    """One configured source. A page is asked for only when the one before is stored."""
+    """One configured source. A page is asked for only when the one before is stored.
+
+    Raises Limited or Denied where the service says so; any other exception is a failure that is tried again.
+    """
 
     name: str
     caught_up: bool
+    exclusive: tuple[str, ...]  # what only one process may use at a time, e.g. a session: the collector holds a lease on each
 
     @property
     def unread(self) -> list[str]:
@@ -50,6 +59,17 @@ class Source(Protocol):
 
     def describe(self) -> str:
         """What it reads, for people; never a secret."""
+        ...
+
+
+@runtime_checkable
+class Healing(Protocol):
+    """A source whose tail does not bring what was missed: it is fetched beside the tail, in the lane of catch-up."""
+
+    gap: asyncio.Event  # set by the source when it knows that something was missed; the collector clears it
+
+    def heal(self, position: dict[str, Any], tail: dict[str, Any]) -> AsyncGenerator[Page, None]:
+        """Pages of what was missed, edits and deletions too, oldest first; `position` is this lane's, `tail` that of the live one."""
         ...
 
 
@@ -96,7 +116,7 @@ class Kind:
 
 
 _kinds: dict[str, Kind] = {}
-BOXED = ("files", "webhook")
+BOXED = ("bluesky", "files", "github", "rss", "telegram", "webhook", "x")
 
 
 def source(name: str, options: type[BaseModel]) -> Callable[[Any], Any]:
@@ -118,7 +138,8 @@ def kind_of(spec: SourceSpec, name: str) -> Kind:
         elif inner:
             importlib.import_module(module)
     except ImportError as error:
-        raise Misconfigured(f"sources.{name}: cannot load {module!r}: {error}", "is its package installed?") from error
+        hint = f"pip install 'tailrace[{spec.kind}]'" if spec.kind in BOXED else "is its package installed?"
+        raise Misconfigured(f"sources.{name}: cannot load {module!r}: {error}", hint) from error
     found = _kinds.get(inner or spec.kind)
     if found is None:
         raise Misconfigured(f"sources.{name}: unknown kind {spec.kind!r}", nearest(spec.kind, BOXED))
