@@ -41,7 +41,7 @@ class Line:
 
     def room(self) -> int:
         """Records that may be claimed now: half of what we may hold, so that one half settles while the other is claimed; no crumbs."""
-        free = min(self._target - self.records, max(self._target // 2, self._least))
+        free = min(self._target - self.records, max(self._target // 2, self.runnable.slice_size))
         return free if free > 0 and (not self._queue or free * 4 >= self._target) else 0
 
     def push(self, pieces: list[Slice]) -> None:

@@ -70,7 +70,7 @@ class WorkerSettings(_Section):
     host: str = Field("127.0.0.1", description="address of /healthz, /readyz and /metrics")
     port: int | None = Field(None, ge=0, le=65535, description="port of the same; 0: a free one; default 9402, or a free one where that is taken")
     oneshot: bool = Field(False, description="drain once and exit, as `worker drain`")
-    claim_records: int = Field(2000, ge=1, description="most records held at once for one version: what a crash runs twice at most")
+    claim_records: int = Field(4000, ge=1, description="most records held at once for one version: what a crash runs twice at most")
     lease_seconds: Seconds = Field(15.0, gt=0, description="a claim without heartbeat comes back after this")
     beat_seconds: Seconds = Field(4.0, gt=0, description="heartbeat interval; at most a third of the lease")
     settle_seconds: Seconds = Field(1.0, description="a long slice settles what is done this often")
