@@ -1,4 +1,4 @@
-"""`collector live`: every source tailed by a task of its own; a dead source never blocks the others."""
+"""`collector live`: every source read by a task of its own; a dead source never blocks the others."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
 
-from collector.raw import ROLE, Appender, positions, register
-from collector.sources import Page, Served, Source, ahead, build
+from collector.raw import ROLE, Appender
+from collector.readers import Readers
+from collector.sources import Page, Served, Source, build
 from worker.core import db, service
-from worker.core.errors import PositionMoved
 from worker.core.events import emit
 from worker.core.http import serving
 from worker.core.metrics import Metrics
-from worker.core.settings import Settings
+from worker.core.settings import Settings, read
 
 _TOUCH = "select tailrace.touch_sources($1, tailrace.clock() - make_interval(secs => $2))"
 
@@ -27,7 +26,8 @@ _TOUCH = "select tailrace.touch_sources($1, tailrace.clock() - make_interval(sec
 class Live:
     """The running collector."""
 
-    def __init__(self, settings: Settings, sources: dict[str, Source]) -> None:
+    def __init__(self, settings: Settings, sources: dict[str, Source], again: Callable[[], Settings] | None = None) -> None:
+        """`again` reads the configuration anew, for `reload`."""
         self.settings = settings
         self.stop = asyncio.Event()
         self._sources = sources
@@ -35,7 +35,7 @@ class Live:
         self._ids: dict[str, int] = {}
         self._pool: asyncpg.Pool | None = None
         self._appender: Appender | None = None
-        self._busy: set[str] = set()
+        self._readers = Readers(settings, self._patiently, again)
         self._away = False
         self._touched = time.monotonic()
 
@@ -48,15 +48,18 @@ class Live:
             if pool is None:
                 return
             async with pool:
-                self._ids = await register(pool, self.settings, list(self._sources))
                 self._pool, self._appender = pool, Appender(pool, enqueue=self.settings.enqueue, bells=c.bells_per_second)
+                self._ids = await self._readers.begin(pool, self._appender, self._sources)
                 emit("program.started", mode="live", sources=sorted(self._sources), enqueue=self.settings.enqueue)
-                await service.run_all(self.stop, *self._services())
+                try:
+                    await service.run_all(self.stop, *self._services())
+                finally:
+                    await self._readers.end()
                 await self._appender.close()
 
     def _services(self) -> list[Any]:
         return [
-            *(self._tail(s) for s in self._sources.values()),
+            self._readers.supervised(self.stop),
             *(service.run(f"serve {s.name}", s.step, self.stop) for s in self._served),
             service.run("touch", self._touch, self.stop, jitter=0.1),
             service.run("watch", self._watch, self.stop, jitter=0.3),
@@ -79,54 +82,25 @@ class Live:
         for source in self._served:
             source.close()
 
+    def reload(self) -> None:
+        """Takes the sources from the configuration as it is now."""
+        self._readers.reload.set()
+
     def _unready(self) -> str | None:
         return "stopping" if self.stop.is_set() else "the database is away" if self._away else None
 
     def _storing(self, name: str) -> Callable[[Page], Awaitable[asyncpg.Record]]:
-        return lambda page: self._reach(self._store, name, page, None)
+        return lambda page: self._reach(self._store, name, page)
 
-    async def _store(self, name: str, page: Page, expect: dict[str, Any] | None) -> asyncpg.Record:
+    async def _store(self, name: str, page: Page) -> asyncpg.Record:
         if self._appender is None:
             raise ConnectionError("there is no database yet")
-        return await self._appender.append(self._ids[name], name, page, expect=expect)
+        return await self._appender.append(self._ids[name], name, page)
 
-    async def _tail(self, source: Source) -> None:
-        """Pages of one source, for ever. After any failure it goes on from the position in the database."""
-        pause = 0.5
-        while not self.stop.is_set():
-            try:
-                async for _ in self._stored(source):
-                    if pause > 0.5:  # noqa: PLR2004  as above: it failed before
-                        emit("source.recovered", source=source.name)
-                    pause = 0.5
-            except PositionMoved as moved:
-                emit("source.failed", source=source.name, error=str(moved), hint="another collector reads it too; going on from the new position")
-            except Exception as error:  # noqa: BLE001  one source's failure is its own
-                if self.stop.is_set():
-                    return
-                pause = min(pause * 2, 60.0)
-                emit("source.failed", source=source.name, error=repr(error), hint=f"tried again in {pause:g} s; the other sources go on")
-                await service.rest_or_wake(pause, self.stop)
-
-    async def _stored(self, source: Source) -> AsyncGenerator[None, None]:
-        """Stores page after page; one is made while the one before is stored, a third waits."""
-        at, other = await self._patiently(positions, self._pool, self._ids[source.name])
-        async with aclosing(ahead(source.tail(source.joined(at, other), self.stop))) as pages:
-            async for page in pages:
-                self._busy.add(source.name)
-                try:
-                    await self._patiently(self._store, source.name, page, at)
-                finally:
-                    self._busy.discard(source.name)
-                at = page.position
-                yield
-                if self.stop.is_set():
-                    return
-
-    async def _reach(self, call: Any, *args: Any) -> Any:
+    async def _reach(self, call: Any, *args: Any, **named: Any) -> Any:
         """Calls the database, and says once when it goes away and when it is back."""
         try:
-            found = await call(*args)
+            found = await call(*args, **named)
         except db.AWAY as error:
             if not self._away:
                 self._away = True
@@ -137,14 +111,14 @@ class Live:
             emit("database.found")
         return found
 
-    async def _patiently(self, call: Any, *args: Any) -> Any:
+    async def _patiently(self, call: Any, *args: Any, **named: Any) -> Any:
         """Waits while the database is away; the page stays in hand, so nothing is lost, and a commit whose answer was lost shows
         as a moved position, so nothing comes twice.
         """
         pause = 0.2
         while True:
             try:
-                return await self._reach(call, *args)
+                return await self._reach(call, *args, **named)
             except db.AWAY:
                 if self.stop.is_set():
                     raise
@@ -153,7 +127,7 @@ class Live:
 
     async def _touch(self) -> float:
         """One statement for all sources that have nothing more at present."""
-        ids = [self._ids[s.name] for s in self._sources.values() if s.caught_up and s.name not in self._busy]
+        ids = self._readers.caught_up()
         elapsed, self._touched = time.monotonic() - self._touched, time.monotonic()
         if ids and self._pool:
             await self._patiently(self._pool.execute, _TOUCH, ids, elapsed)
@@ -183,9 +157,10 @@ def announcement(settings: Settings, url: str, sources: dict[str, Source]) -> st
 async def live(settings: Settings, url: str) -> int:
     """Runs until SIGTERM or SIGINT; finishes the page in hand."""
     sources = build(settings)
-    running = Live(settings, sources)
+    running = Live(settings, sources, lambda: read()[0])
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, running.stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, running.reload)
     print(announcement(settings, url, sources), file=sys.stderr, flush=True)
     await running.run(url)
     emit("program.stopped", why="asked to")

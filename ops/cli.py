@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ops import config, doctor, effects, explain, init, status, up, verify, work
+from ops import config, doctor, effects, explain, init, sources, status, up, verify, work
 from ops.migrate import migrate
 from ops.table import as_json
 from worker.core import options
@@ -34,7 +34,9 @@ def parse(argv: Sequence[str]) -> Any:
     made.add_argument("--once", action="store_true", help="stop when all is read and settled")
     command("migrate", "bring the database to this program's schema", changes=True)
     command("status", "what is where, on one screen")
-    command("sources", "sources with records, lag and coverage")
+    made = command("sources", "sources with records, lag, coverage, gaps, quota and breaker", changes=True)
+    made.add_argument("action", nargs="?", default="list", choices=("list", "retry"), help="retry: call a held back source again now")
+    made.add_argument("name", nargs="?", help="the source that is called again")
     made = command("runs", "replays, covers and other long work", changes=True)
     made.add_argument("action", nargs="?", default="list", choices=("list", "pause", "resume", "cancel"))
     made.add_argument("id", nargs="?", type=int)
@@ -90,7 +92,7 @@ def _main(given: Any) -> int:
         "up": lambda: up.up(settings, workers=given.workers, once=given.once),
         "migrate": lambda: _migrate(database_url(settings), given),
         "status": lambda: status.status(settings, json=given.json),
-        "sources": lambda: status.sources(settings, json=given.json),
+        "sources": lambda: sources.sources(settings, given.action, given.name, json=given.json, dry_run=given.dry_run),
         "runs": lambda: work.runs(settings, given.action, given.id, json=given.json, dry_run=given.dry_run),
         "retry": lambda: work.retry(settings, given.pipeline, given.raw_id, every=given.all, json=given.json, dry_run=given.dry_run),
         "stale": lambda: work.stale(settings, given.action, json=given.json, dry_run=given.dry_run),

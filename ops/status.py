@@ -1,21 +1,16 @@
-"""`tailrace status` and `tailrace sources`: what is where, on one screen."""
+"""`tailrace status`: what is where, on one screen."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ops.db import Connection, connected, one, rows
+from ops.sources import SOURCES
 from ops.table import as_json, show
 from worker.core.db import shown
 from worker.core.embedded import database_url
 from worker.core.settings import Settings
 
-_SOURCES = """
-select l.source, l.records, l.seconds as lag_seconds, l.last_append, s.active,
-  (select count(*) from unnest(v.times)) as covered_spans, upper(v.times) as covered_until,
-  coalesce(q.breaker, 'closed') as breaker, q.remaining as quota
-from tailrace.source_lag l join tailrace.sources s on s.name = l.source
-left join tailrace.coverage v on v.source_id = s.id left join tailrace.quotas q on q.name = 'source:' || l.source order by l.source"""
 _PIPELINES = """
 select p.name as pipeline, v.name as version, v.state,
   coalesce((select sum(n_rows) from tailrace.jobs j where j.version_id = v.id and j.state in ('r', 's')), 0)::bigint as waiting,
@@ -42,7 +37,7 @@ def collect(connection: Connection, settings: Settings) -> dict[str, Any]:
         "database": {"url": shown(database_url(settings)), "server": migration["v"], "migration": migration["n"]},
         "enqueue": settings.enqueue,
         "gates": {kind: "open" if spec.open else "closed" for kind, spec in sorted(settings.effects.items())},
-        "sources": rows(connection, _SOURCES),
+        "sources": rows(connection, SOURCES),
         "pipelines": rows(connection, _PIPELINES),
         "lag": rows(connection, "select pipeline, version, lane, seconds from tailrace.queue_lag where seconds > 0 order by 1, 2, 3"),
         "effects": rows(connection, _EFFECTS),
@@ -72,8 +67,14 @@ def warnings(connection: Connection, facts: dict[str, Any]) -> list[str]:
             found.append(f"{row['deliveries']} deliveries of {row['kind']} are uncertain: look at the receiver, then `tailrace effects resolve KEY`")
         if row["state"] == "pending" and facts["gates"].get(row["kind"]) != "open":
             found.append(f"{row['deliveries']} deliveries of {row['kind']} wait, but its gate is closed in this configuration")
-    for row in rows(connection, "select name, reason, open_until from tailrace.quotas where breaker = 'open' and open_until > tailrace.clock()"):
-        found.append(f"{row['name']} is held back until {row['open_until']:%H:%M:%S}: {row['reason']}")
+    for row in rows(
+        connection, "select name, reason, open_until from tailrace.quotas where breaker = 'open' and (open_until > tailrace.clock()) is not false"
+    ):
+        name = row["name"].removeprefix("source:")
+        if row["open_until"]:
+            found.append(f"{name} is held back until {row['open_until']:%H:%M:%S}: {row['reason']}")
+        else:
+            found.append(f"{name} is refused: {row['reason']}; mend it, then `tailrace sources retry {name}`")
     return found
 
 
@@ -98,11 +99,4 @@ def status(settings: Settings, *, json: bool) -> int:
         print("\nlook at")
         for warning in facts["warnings"]:
             print(f"  {warning}")
-    return 0
-
-
-def sources(settings: Settings, *, json: bool) -> int:
-    with connected(settings) as connection:
-        found = rows(connection, _SOURCES)
-    as_json(found) if json else show(found, indent="")
     return 0

@@ -77,6 +77,11 @@ select s.name as source, s.active, extract(epoch from tailrace.clock() - coalesc
        coalesce(sum(c.records), 0)::bigint as records, max(c.updated_at) as last_append
 from tailrace.sources s left join tailrace.cursors c on c.source_id = s.id where s.active group by s.id;
 
+-- Holes within what a source was seen to cover, in its time or in its dense ids.
+create or replace view tailrace.source_gaps as
+select s.name as source, greatest((select count(*) from unnest(c.times)), (select count(*) from unnest(c.ids)), 1) - 1 as gaps
+from tailrace.coverage c join tailrace.sources s on s.id = c.source_id;
+
 create or replace view tailrace.unrunnable as
 select p.name as pipeline, v.name as version, sum(j.n_rows)::bigint as records
 from tailrace.jobs j join tailrace.versions v on v.id = j.version_id join tailrace.pipelines p on p.id = v.pipeline_id

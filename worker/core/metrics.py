@@ -36,14 +36,19 @@ _GAUGES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("tailrace_oldest_pending_delivery_seconds", "Age of the oldest delivery that waits", ("kind",),
      "select kind, oldest_seconds from tailrace.delivery_depth where state = 'pending'"),
     ("tailrace_breaker_open", "1 while a breaker keeps work back", ("name",),
-     "select name, 1::float8 from tailrace.quotas where breaker = 'open' and open_until > tailrace.clock()"),
+     "select name, 1::float8 from tailrace.quotas where breaker = 'open' and (open_until > tailrace.clock()) is not false"),
+    ("tailrace_quota_remaining", "What is left of a limit, as its service told", ("name",),
+     "select name, remaining from tailrace.quotas where remaining is not null"),
+    ("tailrace_coverage_gaps", "Holes in what a source was seen to cover", ("source",),
+     "select source, gaps::float8 from tailrace.source_gaps"),
     ("tailrace_runs_remaining_records", "Raw ids that open runs have still to go through", ("run", "kind"),
      "select id::text, kind, (position_to - position)::float8 from tailrace.runs where state in ('active', 'paused')"),
 )  # fmt: skip
 
 # The collector's role may read no results, deliveries or workers.
 _COLLECTOR = frozenset({"tailrace_queue_lag_seconds", "tailrace_queue_depth", "tailrace_source_lag_seconds", "tailrace_oldest_xmin_seconds",
-                        "tailrace_breaker_open", "tailrace_runs_remaining_records"})  # fmt: skip
+                        "tailrace_breaker_open", "tailrace_quota_remaining", "tailrace_coverage_gaps",
+                        "tailrace_runs_remaining_records"})  # fmt: skip
 
 
 class _Stored:

@@ -60,6 +60,8 @@ class CollectorSettings(_Section):
     page_records: int = Field(1000, ge=1, le=20000, description="most records written in one transaction")
     page_bytes: int = Field(8_000_000, ge=1000, description="most bytes of payload written in one transaction")
     poll_seconds: Seconds = Field(0.5, description="how often a quiet file or feed is looked at")
+    heal_seconds: Seconds = Field(3600.0, gt=0, description="how often a source that can miss things looks for gaps, edits and deletions")
+    low_watermark: int = Field(10_000, ge=0, description="open records of its own lane above which a catch-up waits")
     touch_seconds: Seconds = Field(15.0, description="how often `caught up` is written to the database")
     bells_per_second: float = Field(200.0, ge=0, description="most wake-up calls to workers; 0: workers only poll")
 

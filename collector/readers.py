@@ -1,0 +1,93 @@
+"""All sources of a collector: one reader each, added and removed while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import asyncpg
+
+from collector.raw import Appender, register
+from collector.reader import Patiently, Reader
+from collector.sources import Served, Source, build
+from worker.core.errors import Misconfigured, TailraceError
+from worker.core.events import emit
+from worker.core.settings import Settings
+
+PATIENCE = 20.0  # seconds for the page in hand
+
+
+class Readers:
+    """`again` reads the configuration anew, for `reload`."""
+
+    def __init__(self, settings: Settings, patiently: Patiently, again: Callable[[], Settings] | None) -> None:
+        self.reload = asyncio.Event()
+        self._settings = settings
+        self._patiently = patiently
+        self._again = again
+        self._sources: dict[str, Source] = {}
+        self._running: dict[str, tuple[Reader, asyncio.Task[None]]] = {}
+
+    async def begin(self, pool: asyncpg.Pool, appender: Appender, sources: dict[str, Source]) -> dict[str, int]:
+        """Starts a reader for each source. Returns ids by name."""
+        self._pool, self._appender = pool, appender
+        return await self._add(sources)
+
+    async def _add(self, sources: dict[str, Source]) -> dict[str, int]:
+        ids: dict[str, int] = await self._patiently(register, self._pool, self._settings, list(sources))
+        for name, source in sources.items():
+            reader = Reader(source, ids[name], self._pool, self._appender, self._patiently, self._settings.collector)
+            self._running[name] = (reader, asyncio.create_task(reader.run(), name=f"read {name}"))
+        self._sources |= sources
+        return ids
+
+    def caught_up(self) -> list[int]:
+        """Ids of the sources that have nothing more at present."""
+        return [r.source_id for r, _ in self._running.values() if r.source.caught_up and not r.busy]
+
+    async def end(self, names: list[str] | None = None) -> None:
+        """Ends these readers, or all. Each finishes the page in hand."""
+        ending = [self._running.pop(name) for name in (list(self._running) if names is None else names)]
+        for reader, _ in ending:
+            reader.stop.set()
+        if ending:
+            await asyncio.wait({task for _, task in ending}, timeout=PATIENCE)
+        for _, task in ending:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in ending), return_exceptions=True)
+
+    async def supervised(self, stop: asyncio.Event) -> None:
+        """A reader that fails ends the program; `reload` adds and removes sources."""
+        stopped = asyncio.ensure_future(stop.wait())
+        while not stop.is_set():
+            reloading = asyncio.ensure_future(self.reload.wait())
+            tasks = {task for _, task in self._running.values()}
+            await asyncio.wait({*tasks, stopped, reloading}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+            reloading.cancel()
+            for task in tasks:
+                if task.done() and not task.cancelled() and (error := task.exception()):
+                    raise error
+            refused = [r.refused for r, _ in self._running.values() if r.refused]
+            if refused and len(refused) == len(self._running):
+                raise Misconfigured(f"nothing to read: {refused[0]}", "stop that collector, or give this one a session of its own")
+            if self.reload.is_set():
+                self.reload.clear()
+                await self._reload()
+
+    async def _reload(self) -> None:
+        """One whose settings changed goes on from its position with the new ones."""
+        try:
+            settings = self._again() if self._again else self._settings
+            sources = build(settings)
+        except TailraceError as error:
+            emit("config.refused", error=str(error))
+            return
+        served = {n for n, s in (self._sources | sources).items() if isinstance(s, Served)}  # their routes are those of the start
+        old = self._settings.sources
+        gone = [n for n in self._running if n not in served and (n not in sources or settings.sources[n] != old.get(n))]
+        await self.end(gone)
+        self._settings = self._settings.model_copy(update={"sources": settings.sources})
+        self._sources = {n: s for n, s in self._sources.items() if n not in gone}
+        new = {n: s for n, s in sources.items() if n not in self._running and n not in served}
+        await self._add(new)
+        emit("config.reloaded", removed=sorted(set(gone) - set(new)), added=sorted(set(new) - set(gone)), changed=sorted(set(gone) & set(new)))
