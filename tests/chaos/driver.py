@@ -31,7 +31,7 @@ OPEN = """
          (select count(*) from tailrace.deliveries where state in ('pending', 'sending')) as deliveries,
          (select count(*) from tailrace.raw_records) as raw"""
 LEFT = """
-  select 'job ' || version_id || '/' || raw_id || '-' || raw_id_to || ' ' || state || ' attempt ' || attempt || ' crashes ' || crashes || ' run_at ' || run_at
+  select 'job ' || version_id || '/' || raw_id || '-' || raw_id_to || ' ' || state::text || ' attempt ' || attempt || ' crashes ' || crashes || ' run_at ' || run_at
     || coalesce(' worker ' || worker, '') || coalesce(' lease ' || lease_until, '') || coalesce(' ' || left((error -> -1)::text, 200), '') from tailrace.jobs
   union all select 'delivery ' || key || ' ' || state || ' attempts ' || attempts || ' next ' || next_at || coalesce(' ' || error, '') from tailrace.deliveries
     where state in ('pending', 'sending')

@@ -12,7 +12,7 @@ import signal
 import time
 
 from feed import rest
-from programs import LEASE
+from programs import LEASE, Program
 from world import World
 
 CHANGES = {
@@ -53,10 +53,11 @@ async def _both(world: World) -> int:
         "join tailrace.results x on x.version_id = j.version_id and x.raw_id = r.id and x.rerun >= j.rerun"))[0][0]  # fmt: skip
 
 
-async def late_worker(world: World) -> bool:
+async def late_worker(world: World, late: Program) -> bool:
     """One worker alone is stopped with slices in its hands until they are rescued, and goes on. True: it settled them late."""
-    late, others = world.workers[0], world.workers[1:]
+    others = [worker for worker in world.workers if worker is not late]
     before = await _both(world)
+    late.send(signal.SIGKILL)  # a fresh one: the bug has spoiled what an older one holds
     for other in others:
         other.hold()
     try:
@@ -85,10 +86,11 @@ async def late_worker(world: World) -> bool:
 
 async def scenes(world: World) -> None:
     """Three late workers, whatever else goes on; the server is left alone meanwhile."""
-    seen = 0
-    while seen < SCENES and not world.stop.is_set():
+    seen = tried = 0
+    while seen < SCENES and not (seen and world.stop.is_set()) and tried < 4 * SCENES:
         await rest(2.0, world.stop)
         async with world.database:
-            seen += await late_worker(world)
+            seen += await late_worker(world, world.workers[tried % len(world.workers)])
+        tried += 1
         world.say(f"late worker {seen} of {SCENES}")
     world.counts["late workers"] = seen
