@@ -163,5 +163,7 @@ class Executor:
         return True
 
     def close(self) -> None:
+        """Waits for nobody: what still runs in a process has been given back or left to the watchdog."""
         if self._own is not None:
+            self.kill()
             self._own.shutdown(wait=False, cancel_futures=True)
