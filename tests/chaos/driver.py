@@ -19,8 +19,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from faults import clock_mended, disturb  # noqa: E402  after the path
+from faults import disturb  # noqa: E402  after the path
 from feed import POISON, rest  # noqa: E402  as above
+from harm import clock_mended  # noqa: E402  as above
 from plant import plant, scenes  # noqa: E402  as above
 from programs import gates  # noqa: E402  as above
 from world import World  # noqa: E402  as above
@@ -164,5 +165,16 @@ async def main() -> int:
     return code
 
 
+async def guarded() -> int:
+    """Ctrl-C and SIGTERM leave nothing behind."""
+    running = asyncio.ensure_future(main())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    try:
+        return await running
+    except asyncio.CancelledError:
+        return 130
+
+
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(asyncio.run(guarded()))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-MIX = {"quick": 70, "slow": 8, "flaky": 5, "again": 4, "skip": 5, "raise": 1, "late": 1}
+MIX = {"quick": 70, "slow": 8, "flaky": 5, "again": 4, "skip": 5, "raise": 1, "late": 0.2}
 POISON = ("exit", "kill", "hang")
 
 

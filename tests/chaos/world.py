@@ -14,10 +14,11 @@ from pathlib import Path
 
 import asyncpg
 from feed import Feed, rest
-from programs import CONFIG, PROCESSOR, Program, environment, gates
+from programs import Program, environment, gates
 from proxy import Proxy
 from receiver import Receiver
 from server import DATABASE, LOGIN, Server, free_port
+from subject import CONFIG, PROCESSOR
 
 from worker.core.binaries import binaries
 
