@@ -48,7 +48,7 @@ class Live:
             if pool is None:
                 return
             async with pool:
-                self._ids = await register(pool, self.settings, list(self._sources))
+                self._ids = await self._patiently(register, pool, self.settings, list(self._sources))
                 self._pool, self._appender = pool, Appender(pool, enqueue=self.settings.enqueue, bells=c.bells_per_second)
                 emit("program.started", mode="live", sources=sorted(self._sources), enqueue=self.settings.enqueue)
                 await service.run_all(self.stop, *self._services())

@@ -76,7 +76,7 @@ async def _main(given: Any) -> int:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await db.open_pool(url, settings.database, f"worker {name}", ROLE, settings.database.pool_size))
         folder = loaded.path.parent if loaded.path else Path.cwd()
-        runnables = await registry.register(pool, settings, folder, given.pipeline, given.version, name)
+        runnables = await db.patiently(settings.database, registry.register, pool, settings, folder, given.pipeline, given.version, name)
         return await _work(settings, url, pool, runnables, mode, given)
 
 
