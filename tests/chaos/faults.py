@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 from collections.abc import Awaitable, Callable
 
@@ -125,10 +126,11 @@ async def disturb(world: World) -> None:
     if world.server.bounded:
         del weights[disk_full]
         print(f"  no disk is filled: {world.server.bounded}", flush=True)
-    running: set[asyncio.Task[None]] = set()
+    chance, running = random.Random(world.seed), set()
     while not world.stop.is_set():
-        await rest(world.chance.uniform(0.4, 2.6), world.stop)
-        running = {task for task in running if not task.done() or task.result()}
+        await rest(chance.uniform(0.4, 2.6), world.stop)
+        fault = chance.choices(list(weights), list(weights.values()))[0]
+        running = {task for task in running if not task.done() or task.exception()}
         if len(running) < 3 and not world.stop.is_set():
-            running.add(asyncio.create_task(once(world, world.chance.choices(list(weights), list(weights.values()))[0])))
+            running.add(asyncio.create_task(once(world, fault)))
     await asyncio.gather(*running)
