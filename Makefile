@@ -13,7 +13,7 @@ JOBS   ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check lint format types imports rules bench compose-test clean
+.PHONY: help demo up test check lint format types imports rules bench chaos compose-test clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -49,6 +49,9 @@ rules: $(DEV) ## size budgets and house rules; alert rules where promtool is ins
 
 bench: $(DEV) ## rates and CPU per record, beside a bare loop of the same durable work
 	@$(BIN)/python -m ops.bench $(ARGS)
+
+chaos: $(DEV) ## real programs, killed, cut off, starved; an independent verdict; MINUTES=3 SEED= PGBIN= POOLER=1 SYNC=off PLANT=fence
+	@MINUTES="$(MINUTES)" SEED="$(SEED)" PGBIN="$(PGBIN)" POOLER="$(POOLER)" SYNC="$(SYNC)" PLANT="$(PLANT)" $(BIN)/python tests/chaos/driver.py
 
 compose-test: ## the image and the Compose file for real; needs a Docker engine with Compose 2
 	@$(PYTHON) tests/e2e/compose.py

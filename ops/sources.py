@@ -16,7 +16,7 @@ from tailrace.source_lag l join tailrace.sources s on s.name = l.source
 left join tailrace.coverage v on v.source_id = s.id
 left join tailrace.source_gaps g on g.source = l.source
 left join tailrace.quotas b on b.name = 'source:' || l.source
-left join lateral (select * from tailrace.quotas q where q.name like s.kind || ':%' and q.remaining is not null order by q.updated_at desc limit 1) q on true
+left join lateral (select * from tailrace.quotas q where split_part(q.name, ':', 1) = s.kind and q.remaining is not null order by q.updated_at desc limit 1) q on true
 order by l.source"""
 _COLUMNS = ("source", "records", "lag_seconds", "covered_until", "gaps", "quota", "breaker", "resumes_at", "reason")
 

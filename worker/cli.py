@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -28,6 +29,7 @@ from worker.jobs import warm
 from worker.run import Worker, worker_name
 
 ROLE = "tailrace_worker"
+LINGER = 1.0  # seconds for threads that only have to notice that it is over
 HUNG = 70  # a record hung in a thread: only a new process is rid of it
 
 
@@ -51,10 +53,19 @@ def parse(argv: Sequence[str]) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     code = options.guarded(lambda: uvloop.run(_main(parse(sys.argv[1:] if argv is None else argv))))
-    if code == HUNG:
+    if code == HUNG or _threads_run_on():
         sys.stdout.flush()
         os._exit(code)  # a thread that hangs would be waited for
     return code
+
+
+def _threads_run_on() -> bool:
+    """Whether a record is still being processed in a thread after the grace time: it was given back, and nothing can end it but our end."""
+    until = time.monotonic() + LINGER
+    others = [t for t in threading.enumerate() if t is not threading.current_thread() and not t.daemon]
+    for thread in others:
+        thread.join(max(0.0, until - time.monotonic()))
+    return any(thread.is_alive() for thread in others)
 
 
 async def _main(given: Any) -> int:
@@ -66,7 +77,7 @@ async def _main(given: Any) -> int:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await db.open_pool(url, settings.database, f"worker {name}", ROLE, settings.database.pool_size, warm))
         folder = loaded.path.parent if loaded.path else Path.cwd()
-        runnables = await registry.register(pool, settings, folder, given.pipeline, given.version, name)
+        runnables = await db.patiently(settings.database, registry.register, pool, settings, folder, given.pipeline, given.version, name)
         return await _work(settings, url, pool, runnables, mode, given)
 
 

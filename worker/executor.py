@@ -6,6 +6,10 @@ import asyncio
 import concurrent.futures
 import functools
 import inspect
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +23,18 @@ from worker.settling import unstorable
 
 Pause = Callable[[Runnable, Outage], Awaitable[None]]
 _DONE = Done()
+
+
+def end_with_parent() -> None:
+    """In a process of the pool: it ends when the worker does, also when that is killed and can tell nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent.sentinel,), name="follow", daemon=True).start()
+
+
+def _follow(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 class WorkerCrashed(Exception):
@@ -149,7 +165,7 @@ class Executor:
         if self._own is None:
             size = self._runnable.concurrency
             if self.kind == "processes":
-                self._own = concurrent.futures.ProcessPoolExecutor(size)
+                self._own = concurrent.futures.ProcessPoolExecutor(size, initializer=end_with_parent)
             else:
                 self._own = concurrent.futures.ThreadPoolExecutor(size, thread_name_prefix=self._runnable.pipeline)
         return self._own
@@ -158,10 +174,12 @@ class Executor:
         """Ends the processes of a pool whose record hangs; False where nothing can be ended (threads)."""
         if not isinstance(self._own, concurrent.futures.ProcessPoolExecutor):
             return False
-        for process in list(getattr(self._own, "_processes", {}).values()):
+        for process in list((getattr(self._own, "_processes", None) or {}).values()):
             process.kill()
         return True
 
     def close(self) -> None:
+        """Waits for nobody: what still runs in a process has been given back or left to the watchdog."""
         if self._own is not None:
+            self.kill()
             self._own.shutdown(wait=False, cancel_futures=True)

@@ -57,21 +57,27 @@ class Settler:
         return taken
 
     async def _settle(self, line: Line, pieces: list[Slice]) -> None:
+        """Where it ends in an error, a later step takes again what is done and still held."""
+        try:
+            await self._parted(line, pieces)
+        except BaseException:
+            line.finished.extend(p for p in pieces if p.done and p in line.held and p not in line.finished)
+            raise
+
+    async def _parted(self, line: Line, pieces: list[Slice]) -> None:
+        """All at once; where Postgres refuses that, each slice by itself."""
         try:
             await self._commit(line, pieces)
         except (ClaimLost, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
             if len(pieces) > 1:
                 for piece in pieces:
-                    await self._settle(line, [piece])
+                    await self._parted(line, [piece])
             elif isinstance(error, ClaimLost):
                 emit("claim.lost", pipeline=line.runnable.pipeline, version=line.runnable.version, raw_id=pieces[0].raw_id, slices=1)
                 line.lose(pieces[0])
                 line.drop(pieces[0])
             else:
                 await self._refused(line, pieces[0], error)
-        except BaseException:
-            line.finished.extend(p for p in pieces if p.done and p not in line.finished)
-            raise
 
     async def _refused(self, line: Line, piece: Slice, error: asyncpg.PostgresError) -> None:
         """Postgres cannot store what the processor said: that is a failed attempt of these records."""

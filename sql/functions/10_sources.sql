@@ -1,10 +1,16 @@
 -- Sources and where we are in them.
 
+-- This transaction is on the disk when its commit returns, also under `synchronous_commit = off`: somebody outside relies on it, or will.
+create or replace function tailrace.durable() returns void language sql as $$
+  select set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off'
+$$;
+
 -- Makes the sources of one configuration known. Returns id by name. Never removes one: its raw records stay.
 create or replace function tailrace.register_sources(p_names text[], p_specs jsonb[])
 returns table (id int, name text) language plpgsql as $$
 #variable_conflict use_column
 begin
+  perform tailrace.durable();
   insert into tailrace.sources as s (name, kind, spec)
   select n, split_part(n, ':', 1), sp from unnest(p_names, p_specs) u(n, sp)
   on conflict (name) do update set spec = excluded.spec, active = true

@@ -32,6 +32,7 @@ declare
   v_known int;
   v_position jsonb;
 begin
+  perform tailrace.durable();
   perform pg_advisory_xact_lock_shared(7411, 0);
   perform pg_advisory_xact_lock(7411, p_source);
   select name into v_name from tailrace.sources where id = p_source;

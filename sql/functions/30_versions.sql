@@ -12,6 +12,7 @@ declare
   v_pipeline pipelines;
   v_version versions;
 begin
+  perform durable();
   insert into pipelines (name) values (p_pipeline) on conflict (name) do nothing;
   select * into v_version from versions where pipeline_id = (select id from pipelines where name = p_pipeline) and name = p_name;
   if not found then
@@ -54,6 +55,7 @@ declare
   v_old int;
   v_moved int := 0;
 begin
+  perform durable();
   perform pg_advisory_xact_lock(7411, 0);
   select * into strict v_version from versions where id = p_version;
   select live_version_id into v_old from pipelines where id = v_version.pipeline_id for update;

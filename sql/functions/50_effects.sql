@@ -68,6 +68,7 @@ declare
   v_tokens float8;
   v_claimed int;
 begin
+  perform tailrace.durable();
   if p_rate is not null then
     insert into tailrace.quotas (name, remaining, limit_n, updated_at) values ('rate:' || p_kind, greatest(p_rate, 1), p_rate, v_now)
     on conflict (name) do nothing;
@@ -177,6 +178,7 @@ declare
   v_effect tailrace.effects;
   v_now timestamptz := tailrace.clock();
 begin
+  perform tailrace.durable();
   select * into v_effect from tailrace.effects where id = p_effect;
   if not found then
     raise exception 'there is no effect %', p_effect using errcode = 'TR030', hint = '`tailrace effects list` shows the ids';
@@ -197,6 +199,7 @@ end $$;
 create or replace function tailrace.cancel_delivery(p_key text, p_actor text) returns boolean language plpgsql as $$
 declare v_attempts int;
 begin
+  perform tailrace.durable();
   update tailrace.deliveries set state = 'cancelled', updated_at = tailrace.clock()
   where key = p_key and state in ('pending', 'uncertain', 'failed') returning attempts into v_attempts;
   if not found then return false; end if;
@@ -208,6 +211,7 @@ end $$;
 create or replace function tailrace.resolve_delivery(p_key text, p_state text, p_remote text, p_actor text) returns boolean language plpgsql as $$
 declare v_attempts int;
 begin
+  perform tailrace.durable();
   if p_state not in ('sent', 'pending', 'cancelled') then
     raise exception 'a delivery is resolved to sent, pending or cancelled, not %', p_state using errcode = 'TR032';
   end if;

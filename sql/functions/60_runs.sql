@@ -7,6 +7,7 @@ create or replace function tailrace.open_run(p_kind text, p_version int, p_spec 
 security definer set search_path = tailrace, pg_temp as $$
 declare v_run bigint;
 begin
+  perform durable();
   perform pg_advisory_xact_lock(7411, 0);
   insert into runs (kind, version_id, spec, position_to)
   values (p_kind, p_version, p_spec, coalesce((select max(id) from raw_records), 0)) returning id into v_run;

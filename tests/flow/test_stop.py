@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
 
 import psycopg
 import pytest
@@ -75,3 +76,43 @@ async def test_a_collector_stops_in_order_and_a_taken_port_is_said(run, db_url, 
     collector.send_signal(signal.SIGTERM)
     await eventually(lambda: collector.poll() is not None)
     assert collector.returncode == 0, run.logs()
+
+
+BUSY = """
+import os, pathlib, time
+from worker import processor
+
+@processor("p", version="1", executor={executor!r}, deadline=600)
+def p(record, ctx):
+    pathlib.Path("begun").write_text(str(os.getpid()))
+    time.sleep(10_000)
+"""
+
+
+@pytest.mark.parametrize("executor", ["threads", "processes"])
+async def test_a_stop_does_not_wait_for_a_record_that_runs_on_where_it_cannot_be_cancelled(run, db_url, eventually, executor):
+    (run.folder / "mine.py").write_text(BUSY.format(executor=executor))
+    assert run.run("collector", "backfill").returncode == 0
+    worker = run.start("worker")
+    await eventually((run.folder / "begun").exists)
+    worker.send_signal(signal.SIGTERM)
+    await eventually(lambda: worker.poll() is not None)
+    assert worker.returncode == 0, run.logs()
+    with psycopg.connect(db_url) as connection:
+        assert connection.execute("select count(*) from tailrace.jobs where state = 'r' and attempt = 0 and crashes = 0").fetchone() == (10,)
+
+
+async def test_a_killed_worker_leaves_no_process_of_its_pool_behind(run, eventually):
+    (run.folder / "mine.py").write_text(BUSY.format(executor="processes"))
+    assert run.run("collector", "backfill").returncode == 0
+    worker = run.start("worker")
+    begun = run.folder / "begun"
+    await eventually(lambda: begun.exists() and begun.read_text())
+    worker.kill()
+    worker.wait()
+
+    def gone() -> bool:
+        state = subprocess.run(["ps", "-o", "stat=", "-p", begun.read_text()], capture_output=True, text=True, check=False).stdout
+        return not state or state.startswith("Z")
+
+    await eventually(gone)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import tenacity
@@ -13,6 +13,7 @@ import tenacity
 from worker.core.errors import ClaimLost, Misconfigured, PositionMoved, Unavailable
 from worker.core.settings import DatabaseSettings
 
+T = TypeVar("T")
 AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
@@ -61,12 +62,7 @@ async def connect_pool(url: str, settings: DatabaseSettings, program: str, role:
     if settings.pooler == "none":
         extra |= _SESSION | {"statement_timeout": str(int(settings.statement_timeout * 1000))}
     cached = {} if settings.pooler == "none" and settings.prepare else {"statement_cache_size": 0}
-    async for attempt in tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception_type(AWAY),
-        wait=tenacity.wait_random_exponential(0.2, max=5),
-        stop=tenacity.stop_after_delay(settings.connect_seconds),
-        reraise=True,
-    ):
+    async for attempt in _retrying(settings):
         with attempt:
             try:
                 return await asyncpg.create_pool(
@@ -104,10 +100,27 @@ async def open_pool(url: str, settings: DatabaseSettings, program: str, role: st
     """connect_pool plus the check that the schema is there and is the one this program was written for."""
     try:
         pool = await connect_pool(url, settings, program, role, size, warm)
+        await patiently(settings, check_schema, pool)
     except AWAY as error:
         raise Unavailable(f"no database at {shown(url)}: {error!r}", "start it, or correct DATABASE_URL") from error
-    await check_schema(pool)
     return pool
+
+
+async def patiently(settings: DatabaseSettings, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Calls again while the server is away, for at most `connect_seconds`: a start is no reason to end where a running program would wait."""
+    async for attempt in _retrying(settings):
+        with attempt:
+            return await call(*args)
+    raise AssertionError("unreachable")
+
+
+def _retrying(settings: DatabaseSettings) -> tenacity.AsyncRetrying:
+    return tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(AWAY),
+        wait=tenacity.wait_random_exponential(0.2, max=5),
+        stop=tenacity.stop_after_delay(settings.connect_seconds),
+        reraise=True,
+    )
 
 
 async def check_schema(pool: asyncpg.Pool) -> None:
