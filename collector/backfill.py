@@ -16,7 +16,8 @@ import orjson
 
 from collector.progress import Progress
 from collector.raw import ROLE, Appender, defects_of, finish_run, positions, register
-from collector.sources import Page, Source, ahead, build
+from collector.sources import Fetched, Page, Source, ahead
+from collector.sources.building import build
 from worker.core import db, options
 from worker.core.errors import PositionMoved
 from worker.core.models import RawRecord
@@ -58,6 +59,9 @@ class Backfill:
     async def run(self, source: Source, source_id: int | None) -> Report:
         report = Report(source.name)
         progress = Progress(source.name)
+        if not isinstance(source, Fetched):
+            report.finished = True
+            return report
         try:
             at, other = ({}, {}) if source_id is None else await positions(self._pool, source_id, LANE)
             at = source.joined(at, other)

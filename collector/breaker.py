@@ -1,9 +1,10 @@
-"""May this source be called? Answers of the service, failures and leases, kept in the database for all processes."""
+"""May this source be called? Answers of the service, and failures, kept in the database for all processes."""
 
 from __future__ import annotations
 
-import os
-import socket
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
@@ -12,40 +13,83 @@ import orjson
 from collector.sources import Page, Source
 from collector.sources.answers import Denied, Limited
 from worker.core.events import emit
+from worker.core.service import rest_or_wake
 
 PROBE = 60.0  # seconds that one probe of a half-open breaker may take
 FAILURES = 5  # in a row, until the breaker opens
-LEASE = 15.0
-HOLDER = f"{socket.gethostname()}:{os.getpid()}"
+LOOK = 5.0  # seconds between two looks at a source that is held
+FRESH = 2.0  # seconds for which a look at the breakers is believed
+Patiently = Callable[..., Awaitable[Any]]  # calls the database, waiting while it is away
+
+
+class Breakers:
+    """Which breakers are not closed and clean, as the database knows it: one look for all sources of this process."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self.pool = pool
+        self._noted: set[str] = set()
+        self._looked = -FRESH
+        self._looking = asyncio.Lock()
+
+    async def noted(self) -> set[str]:
+        """Names that are open, half open, or have failed lately; at most `FRESH` seconds old."""
+        async with self._looking:
+            if time.monotonic() - self._looked >= FRESH:
+                rows = await self.pool.fetch("select name from tailrace.quotas where breaker <> 'closed' or failures > 0")
+                self._noted, self._looked = {row["name"] for row in rows}, time.monotonic()
+        return self._noted
+
+    def note(self, *names: str) -> None:
+        """These have changed just now."""
+        self._noted |= set(names)
+
+    def forget(self, *names: str) -> None:
+        """These are closed again."""
+        self._noted -= set(names)
 
 
 class Breaker:
-    """One source in this process; it also minds the shared limits that it has met."""
+    """One source in this process, with the limits that it shares with others. Nothing is asked or written while all goes well."""
 
-    def __init__(self, pool: asyncpg.Pool, source: Source) -> None:
-        self._pool = pool
+    def __init__(self, breakers: Breakers, source: Source) -> None:
+        self._all = breakers
+        self._pool = breakers.pool
         self._source = source.name
         self._name = f"source:{source.name}"
-        self._names = {self._name}
-        self._clean = False  # nothing is written while all goes well
+        self._names = {self._name, *source.limits}
 
     async def wait(self) -> float | None:
         """Seconds until it may be called; None: a person has to act."""
+        if not self._names & await self._all.noted():
+            return 0.0
         seconds = await self._pool.fetchval("select tailrace.may_call($1, $2)", sorted(self._names), PROBE)
         return None if seconds is None else max(0.0, float(seconds))
 
+    async def opened(self, patiently: Patiently, stop: asyncio.Event) -> bool:
+        """Waits until it may be called; False when asked to stop."""
+        while not stop.is_set():
+            seconds = await patiently(self.wait)
+            if seconds == 0:
+                return True
+            await rest_or_wake(LOOK if seconds is None else min(seconds, LOOK), stop)
+        return False
+
     async def worked(self, page: Page) -> None:
+        """An answer came. Raises nothing where a budget is spent: the next `wait` says so."""
         if page.quotas:
             self._names |= {q.name for q in page.quotas}
             told = [{"name": q.name, "remaining": q.remaining, "limit_n": q.limit, "resets_at": q.resets_at} for q in page.quotas]
             await self._pool.execute("select tailrace.note_quotas($1)", orjson.dumps(told).decode())
-        if not self._clean:
-            await self._pool.execute("select tailrace.call_worked($1)", sorted(self._names))
-            self._clean = True
+        if met := self._names & await self._all.noted():
+            await self._pool.execute("select tailrace.call_worked($1)", sorted(met))
+            self._all.forget(*met)
+        for cost in page.spent:
+            self._names.add(cost.name)
+            if not await self._pool.fetchval("select tailrace.spend($1, $2, $3, $4)", cost.name, cost.amount, cost.most, cost.resets_at):
+                self._all.note(cost.name)
 
     async def failed(self, error: Exception) -> float:
         """Writes down what happened; returns seconds until it makes sense to ask again."""
-        self._clean = False
         if isinstance(error, Limited):
             self._names.add(error.name)
             await self._hold([self._name, error.name], error.seconds, error)
@@ -55,40 +99,15 @@ class Breaker:
             await self._hold([self._name], None, error)
             emit("source.denied", source=self._source, reason=error.args[0], hint=f"{error.hint}; then `tailrace sources retry {self._source}`")
             return 5.0
+        self._all.note(self._name)
         pause = float(await self._pool.fetchval("select tailrace.call_failed($1, $2, $3)", self._name, _said(error), FAILURES))
         emit("source.failed", source=self._source, error=repr(error), hint=f"tried again in {pause:g} s; the other sources go on")
         return pause
 
     async def _hold(self, names: list[str], seconds: float | None, error: Exception) -> None:
+        self._all.note(*names)
         await self._pool.execute("select tailrace.hold_calls($1, $2, $3)", names, seconds, _said(error))
 
 
 def _said(error: Exception) -> str:
     return str(error.args[0] if error.args else repr(error)).replace("\x00", "")[:500]
-
-
-async def lease(pool: asyncpg.Pool, name: str) -> str | None:
-    """Takes or renews a lease for this process. Returns who else holds it, or None."""
-    holder: Any = await pool.fetchval("select tailrace.take_lease($1, $2, $3)", name, HOLDER, LEASE)
-    if holder != HOLDER and _gone(holder):
-        await pool.execute("select tailrace.drop_lease($1, $2)", name, holder)
-        holder = await pool.fetchval("select tailrace.take_lease($1, $2, $3)", name, HOLDER, LEASE)
-    return None if holder == HOLDER else str(holder)
-
-
-async def release(pool: asyncpg.Pool, name: str) -> None:
-    await pool.execute("select tailrace.drop_lease($1, $2)", name, HOLDER)
-
-
-def _gone(holder: str) -> bool:
-    """A process of this machine that no longer runs."""
-    host, _, pid = holder.rpartition(":")
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

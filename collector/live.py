@@ -13,14 +13,15 @@ import asyncpg
 
 from collector.raw import ROLE, Appender
 from collector.readers import Readers
-from collector.sources import Page, Served, Source, build
+from collector.sources import Page, Served, Source
+from collector.sources.building import build
 from worker.core import db, service
 from worker.core.events import emit
 from worker.core.http import serving
 from worker.core.metrics import Metrics
 from worker.core.settings import Settings, read
 
-_TOUCH = "select tailrace.touch_sources($1, tailrace.clock() - make_interval(secs => $2))"
+_TOUCH = "select tailrace.touch_sources($1, $2)"
 
 
 class Live:
@@ -61,6 +62,7 @@ class Live:
         return [
             self._readers.supervised(self.stop),
             *(service.run(f"serve {s.name}", s.step, self.stop) for s in self._served),
+            service.run("turns", self._readers.turn, self.stop),
             service.run("touch", self._touch, self.stop, jitter=0.1),
             service.run("watch", self._watch, self.stop, jitter=0.3),
             self._until_stopped(),
@@ -127,10 +129,10 @@ class Live:
 
     async def _touch(self) -> float:
         """One statement for all sources that have nothing more at present."""
-        ids = self._readers.caught_up()
+        found = self._readers.caught_up()
         elapsed, self._touched = time.monotonic() - self._touched, time.monotonic()
-        if ids and self._pool:
-            await self._patiently(self._pool.execute, _TOUCH, ids, elapsed)
+        if found and self._pool:
+            await self._patiently(self._pool.execute, _TOUCH, [i for i, _ in found], [elapsed if watched else None for _, watched in found])
         return self.settings.collector.touch_seconds
 
     async def _watch(self) -> float:

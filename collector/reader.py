@@ -1,157 +1,161 @@
-"""One source, read for ever: its tail, what it missed (beside the tail), and the leases on what only one process may use."""
+"""One source, read for ever: its news, what it missed (beside them), and the leases on what only one process may use."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-import asyncpg
-
-from collector.breaker import LEASE, Breaker, lease, release
-from collector.raw import Appender, positions
-from collector.sources import Healing, Page, Source, ahead
+from collector.breaker import LOOK, Breaker
+from collector.catchup import CatchUp, Means
+from collector.raw import positions
+from collector.sources import Closing, Fetched, Healing, Page, Polled, Source, Tailed, ahead
+from collector.turns import LEASE
 from worker.core import service
-from worker.core.errors import Misconfigured, PositionMoved
+from worker.core.errors import PositionMoved
 from worker.core.events import emit
-from worker.core.settings import CollectorSettings
 
-CATCH_UP = 1
 IN_HAND = 3.0  # seconds for the page in hand when asked to stop; what is not stored by then is read again
-HELD_BACK = 30.0  # seconds after which a catch-up stores a page although its lane is full
-LOOK = 5.0  # seconds between two looks at a denied source, or at a lease that somebody else holds
-Patiently = Callable[..., Awaitable[Any]]  # calls the database, waiting while it is away
+LONGEST = 60.0  # seconds after which a failing source, or the turn of a poll, is looked at again
 
 
 class Reader:
     """Lives until `stop`; whatever fails is tried again from the position in the database."""
 
-    def __init__(
-        self, source: Source, source_id: int, pool: asyncpg.Pool, appender: Appender, patiently: Patiently, settings: CollectorSettings
-    ) -> None:
+    def __init__(self, source: Source, source_id: int, means: Means) -> None:
         self.source = source
         self.source_id = source_id
         self.stop = asyncio.Event()
-        self.busy = False
         self.refused = ""  # who holds what we need
-        self._pool = pool
-        self._appender = appender
-        self._patiently = patiently
-        self._settings = settings
-        self._exclusive: tuple[str, ...] = getattr(source, "exclusive", ())
+        self._means = means
+        self._patiently = means.patiently
+        self._polled = source if isinstance(source, Polled) else None
+        self._tailed = source if isinstance(source, Tailed) else None
+        self._at: dict[str, Any] | None = None  # where a polled source stands, as far as we know
+        self._busy = self._looked = self._failing = False
+
+    def caught_up(self) -> tuple[int, bool] | None:
+        """(id, whether it was watched all the time since the last look) of a source that has nothing more at present."""
+        if self._polled:
+            looked, self._looked = self._looked, False
+            return (self.source_id, False) if looked else None
+        return (self.source_id, True) if self.source.caught_up and not self._busy else None
 
     async def run(self) -> None:
-        """Raises Misconfigured when another process took what only one may use."""
+        """Until it is stopped, or a lease is another's."""
+        taken: list[str] = []
         try:
-            if not await self._alone():
+            if not await self._alone(taken):
                 return
-            work = [self._tail()]
+            work = [self._read() if self._polled or self._tailed else service.until(self.stop)]
             if isinstance(self.source, Healing):
-                work.append(self._heal(self.source))
-            if self._exclusive:
-                work.append(service.run(f"lease {self.source.name}", self._renew, self.stop))
+                work.append(CatchUp(self.source, self.source_id, self._means, self.stop).run())
             await service.run_all(self.stop, *work, patience=IN_HAND)
         finally:
-            for name in self._exclusive:
-                await release(self._pool, name)
+            if isinstance(self.source, Closing):
+                await self.source.aclose()
+            for name in taken:
+                await self._means.turns.drop(name)
 
-    async def _alone(self) -> bool:
+    async def _alone(self, taken: list[str]) -> bool:
         """Waits for the leases; a dead holder's ends by itself, a living one's is renewed: that one is named."""
         since = time.monotonic()
         while not self.stop.is_set():
-            held = [(name, holder) for name in self._exclusive if (holder := await self._patiently(lease, self._pool, name))]
+            held = await self._take(taken)
             if not held:
                 self.refused = ""
                 return True
-            name, holder = held[0]
             if not self.refused and time.monotonic() - since > LEASE + 1:
-                self.refused = f"{name} is in use by {holder}"
-                emit("source.refused", source=self.source.name, error=self.refused, hint="stop that collector, or give this one a session of its own")
+                self.refused = held
+                emit("source.refused", source=self.source.name, error=held, hint="stop that collector, or give this one a session of its own")
             await service.rest_or_wake(LOOK / 5, self.stop)
         return False
 
-    async def _renew(self) -> float:
-        for name in self._exclusive:
-            if holder := await self._patiently(lease, self._pool, name):
-                raise Misconfigured(f"{self.source.name}: {name} is now in use by {holder}", "two collectors share a session: give each its own")
-        return LEASE / 3
+    async def _take(self, taken: list[str]) -> str:
+        """Who holds one of the leases that we need; empty when all are ours."""
+        for name in self.source.exclusive:
+            if name not in taken:
+                if holder := await self._patiently(self._means.turns.take, name):
+                    return f"{name} is in use by {holder}"
+                taken.append(name)
+        return ""
 
-    async def _tail(self) -> None:
-        breaker = Breaker(self._pool, self.source)
-        failing = False
-        while await self._open(breaker):
+    async def _read(self) -> None:
+        breaker = Breaker(self._means.breakers, self.source)
+        while await breaker.opened(self._patiently, self.stop) and await self._turn():
+            begun, pause = time.monotonic(), 0.0
             try:
-                async with aclosing(self._pages()) as pages:
-                    async for page in pages:
-                        await self._patiently(breaker.worked, page)
-                        if failing:
-                            emit("source.recovered", source=self.source.name)
-                        failing = False
+                await self._pass(breaker)
+                pause = self._polled.every - (time.monotonic() - begun) if self._polled else 0.0
             except PositionMoved as moved:
+                self._at = None
                 emit(
                     "source.failed", source=self.source.name, error=str(moved), hint="another collector reads it too; going on from the new position"
                 )
             except Exception as error:  # noqa: BLE001  one source's failure is its own
                 if self.stop.is_set():
                     return
-                failing = True
-                await service.rest_or_wake(min(await self._patiently(breaker.failed, error), LOOK * 12), self.stop)
+                self._failing, self._at = True, None
+                pause = min(await self._patiently(breaker.failed, error), LONGEST)
+            if self._polled:
+                self._means.turns.over(f"poll:{self.source.name}", pause)
+            elif pause:
+                await service.rest_or_wake(pause, self.stop)
 
-    async def _open(self, breaker: Breaker) -> bool:
-        """Waits until the source may be called; False when asked to stop."""
-        while not self.stop.is_set():
-            seconds = await self._patiently(breaker.wait)
+    async def _pass(self, breaker: Breaker) -> None:
+        """A tail until it is stopped, or one poll to its end."""
+        async with aclosing(self._pages()) as pages:
+            async for page in pages:
+                await self._worked(breaker, page)
+        if self._polled and not self.stop.is_set():
+            await self._worked(breaker, Page([]))
+            self._looked = self.source.caught_up = True
+
+    async def _worked(self, breaker: Breaker, page: Page) -> None:
+        await self._patiently(breaker.worked, page)
+        if self._failing:
+            emit("source.recovered", source=self.source.name)
+        self._failing = False
+
+    async def _turn(self) -> bool:
+        """Waits until it is time for a poll, and ours; False when asked to stop."""
+        while self._polled and not self.stop.is_set():
+            seconds = await self._means.turns.begin(f"poll:{self.source.name}", self.stop)
             if seconds == 0:
                 return True
-            await service.rest_or_wake(LOOK if seconds is None else min(seconds, LOOK), self.stop)
-        return False
+            await service.rest_or_wake(min(seconds, LONGEST), self.stop)
+        return not self.stop.is_set()
 
     async def _pages(self) -> AsyncGenerator[Page, None]:
         """Stores page after page; one is made while the one before is stored, a third waits."""
-        at, other = await self._patiently(positions, self._pool, self.source_id)
-        async with aclosing(ahead(self.source.tail(self.source.joined(at, other), self.stop))) as pages:
+        at, begin = (self._at, self._at) if self._at is not None else await self._position()
+        made = self._polled.poll(begin) if self._polled else self._tailed.tail(begin, self.stop) if self._tailed else _nothing()
+        async with aclosing(ahead(made)) as pages:
             async for page in pages:
-                self.busy = True
-                try:
-                    await self._patiently(self._appender.append, self.source_id, self.source.name, page, expect=at)
-                finally:
-                    self.busy = False
-                at = page.position
+                if page.records or page.position != at:
+                    await self._store(page, at)
+                    at = page.position
                 yield page
                 if self.stop.is_set():
                     return
+        self._at = at
 
-    async def _heal(self, source: Healing) -> None:
-        """What was missed, in the lane of catch-up: at the start, when the source says so, and every `heal_seconds`."""
-        breaker = Breaker(self._pool, self.source)
-        while await self._open(breaker):
-            source.gap.clear()
-            begun, appended, seen = time.monotonic(), 0, 0
-            try:
-                at, tail = await self._patiently(positions, self._pool, self.source_id, CATCH_UP)
-                async with aclosing(ahead(source.heal(at, tail))) as pages:
-                    async for page in pages:
-                        await self._room()
-                        row = await self._patiently(self._appender.append, self.source_id, self.source.name, page, lane=CATCH_UP)
-                        appended, seen = appended + row["appended"], seen + len(page.records)
-                        await self._patiently(breaker.worked, page)
-                        if self.stop.is_set():
-                            return
-                if appended:
-                    emit("source.healed", source=self.source.name, appended=appended, seen=seen, seconds=round(time.monotonic() - begun, 2))
-                await service.rest_or_wake(self._settings.heal_seconds, source.gap, self.stop)
-            except Exception as error:  # noqa: BLE001  as for the tail
-                if self.stop.is_set():
-                    return
-                await service.rest_or_wake(min(await self._patiently(breaker.failed, error), LOOK * 12), self.stop)
+    async def _position(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Where the database says that we are, and where to go on: the other lane may have come further."""
+        at, other = await self._patiently(positions, self._means.pool, self.source_id)
+        return at, self.source.joined(at, other) if isinstance(self.source, Fetched) else at
 
-    async def _room(self) -> None:
-        """Holds the catch-up back while its own lane is full; never for ever."""
-        until = time.monotonic() + HELD_BACK
-        while time.monotonic() < until and not self.stop.is_set():
-            waiting = await self._patiently(self._pool.fetchval, "select tailrace.lane_backlog($1, $2)", self.source_id, CATCH_UP)
-            if waiting <= self._settings.low_watermark:
-                return
-            await service.rest_or_wake(0.5, self.stop)
+    async def _store(self, page: Page, at: dict[str, Any]) -> None:
+        self._busy, self.source.caught_up = True, self.source.caught_up and not self._polled
+        try:
+            await self._patiently(self._means.appender.append, self.source_id, self.source.name, page, expect=at)
+        finally:
+            self._busy = False
+
+
+async def _nothing() -> AsyncGenerator[Page, None]:
+    nothing: tuple[Page, ...] = ()
+    for page in nothing:
+        yield page

@@ -7,9 +7,13 @@ from collections.abc import Callable
 
 import asyncpg
 
+from collector.breaker import Breakers, Patiently
+from collector.catchup import Means
 from collector.raw import Appender, register
-from collector.reader import Patiently, Reader
-from collector.sources import Served, Source, build
+from collector.reader import Reader
+from collector.sources import Served, Source
+from collector.sources.building import build
+from collector.turns import Turns
 from worker.core.errors import Misconfigured, TailraceError
 from worker.core.events import emit
 from worker.core.settings import Settings
@@ -30,20 +34,24 @@ class Readers:
 
     async def begin(self, pool: asyncpg.Pool, appender: Appender, sources: dict[str, Source]) -> dict[str, int]:
         """Starts a reader for each source. Returns ids by name."""
-        self._pool, self._appender = pool, appender
+        self._means = Means(pool, appender, self._patiently, Breakers(pool), Turns(pool), self._settings.collector)
         return await self._add(sources)
 
+    async def turn(self) -> float:
+        """One look at leases and polls of all sources; seconds to rest."""
+        return float(await self._patiently(self._means.turns.step))
+
     async def _add(self, sources: dict[str, Source]) -> dict[str, int]:
-        ids: dict[str, int] = await self._patiently(register, self._pool, self._settings, list(sources))
+        ids: dict[str, int] = await self._patiently(register, self._means.pool, self._settings, list(sources))
         for name, source in sources.items():
-            reader = Reader(source, ids[name], self._pool, self._appender, self._patiently, self._settings.collector)
+            reader = Reader(source, ids[name], self._means)
             self._running[name] = (reader, asyncio.create_task(reader.run(), name=f"read {name}"))
         self._sources |= sources
         return ids
 
-    def caught_up(self) -> list[int]:
-        """Ids of the sources that have nothing more at present."""
-        return [r.source_id for r, _ in self._running.values() if r.source.caught_up and not r.busy]
+    def caught_up(self) -> list[tuple[int, bool]]:
+        """Sources that have nothing more at present: id, and whether they were watched all the time since the last look."""
+        return [found for r, _ in self._running.values() if (found := r.caught_up())]
 
     async def end(self, names: list[str] | None = None) -> None:
         """Ends these readers, or all. Each finishes the page in hand."""

@@ -18,7 +18,8 @@ import uvloop
 from collector import raw
 from collector.backfill import Backfill
 from collector.raw import Appender
-from collector.sources import Page, build
+from collector.sources import Page
+from collector.sources.building import build
 from worker import registry
 from worker.bell import Bell
 from worker.core import db, service

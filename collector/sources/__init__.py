@@ -1,22 +1,20 @@
-"""What a source is, and which there are: one file per source, one registration."""
+"""What a source is: one file per source, one registration. How it can be read is said by the protocols that it has the members of."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import importlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.routing import BaseRoute
 
-from collector.sources.answers import Quota
-from worker.core.errors import Misconfigured, nearest
+from collector.sources.answers import Quota, Spent
 from worker.core.models import RawRecord
-from worker.core.settings import CollectorSettings, Settings, SourceSpec
+from worker.core.settings import CollectorSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,28 +24,53 @@ class Page:
     records: list[RawRecord]
     position: dict[str, Any] = field(default_factory=dict)
     times: tuple[dt.datetime, dt.datetime] | None = None  # what of the source's time it covers, [from, until)
-    ids: tuple[int, int] | None = None  # the same for a source whose ids are dense
+    ids: tuple[int, int] | None = None  # the same for a source whose ids are dense, [from, to)
     quotas: tuple[Quota, ...] = ()  # limits as the answer told them
+    spent: tuple[Spent, ...] = ()  # what it cost of a budget of our own
+    more: bool = True  # of a chunk: whether history goes on after it
+    total: int | None = None  # records of the whole history, where the service tells
 
 
 class Source(Protocol):
-    """One configured source. A page is asked for only when the one before is stored.
+    """One configured source. It also has the members of one or more of the protocols below: how it is read.
 
-    Raises Limited or Denied where the service says so; any other exception is a failure that is tried again.
+    A page is asked for only when the one before is stored. Raises Limited or Denied where the service says so; any other exception is
+    a failure that is tried again. A partial answer is a failure, never a page.
     """
 
     name: str
-    caught_up: bool
+    caught_up: bool  # nothing more at present; a Tailed source sets it itself
     exclusive: tuple[str, ...]  # what only one process may use at a time, e.g. a session: the collector holds a lease on each
+    limits: tuple[str, ...]  # names of the limits that it shares with others, e.g. `github:graphql`: none of them is called while one is held
 
-    @property
-    def unread(self) -> list[str]:
-        """Parts of the source that could not be read; they are tried again by themselves."""
+    def describe(self) -> str:
+        """What it reads, for people; never a secret."""
         ...
+
+
+@runtime_checkable
+class Tailed(Protocol):
+    """It waits for news by itself."""
 
     def tail(self, position: dict[str, Any], stop: asyncio.Event) -> AsyncGenerator[Page, None]:
-        """Pages from `position` on, for ever; waits for news by itself. Sets `caught_up` while there is nothing more."""
+        """Pages from `position` on, for ever."""
         ...
+
+
+@runtime_checkable
+class Polled(Protocol):
+    """It has to be asked for news, at the times that the collector chooses."""
+
+    every: float  # seconds
+
+    def poll(self, position: dict[str, Any]) -> AsyncGenerator[Page, None]:
+        """One bounded pass over what is new or changed since `position`; the position moves with each page, so that it can end anywhere."""
+        ...
+
+
+@runtime_checkable
+class Fetched(Protocol):
+    """Its history is read in one pass, in pages of its own making."""
 
     def fetch(self, position: dict[str, Any]) -> AsyncGenerator[Page, None]:
         """One bounded pass from `position` to the present end."""
@@ -57,19 +80,67 @@ class Source(Protocol):
         """Where to go on in one lane, when the other one has come to `other`; `position` where that tells nothing."""
         ...
 
-    def describe(self) -> str:
-        """What it reads, for people; never a secret."""
+    @property
+    def unread(self) -> list[str]:
+        """Parts of the source that could not be read; they are tried again by themselves."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """`since` inclusive, `until` exclusive, by the time at which a record happened; None: open."""
+
+    since: dt.datetime | None = None
+    until: dt.datetime | None = None
+
+    def holds(self, when: dt.datetime | None) -> bool:
+        """A record without a time of its own is in no closed window."""
+        if when is None:
+            return self.since is None and self.until is None
+        return not (self.since and when < self.since) and not (self.until and when >= self.until)
+
+
+@runtime_checkable
+class Chunked(Protocol):
+    """Its history is read in chunks, whose size the collector chooses by quota, time and errors."""
+
+    async def chunk(self, position: dict[str, Any], size: int, window: Window) -> Page:
+        """The next `size` records after `position` ({} at the beginning), newest or oldest first, only those of the window.
+
+        Never more than `size`; fewer where the service gives fewer. `more` is false on the last one.
+        """
+        ...
+
+
+class Known(Protocol):
+    """What raw holds of a source, deletions left out."""
+
+    async def among(self, keys: Sequence[str]) -> set[str]:
+        """Those of `keys` that are there."""
+        ...
+
+    async def between(self, first: str, last: str) -> list[str]:
+        """The keys from `first` to `last`, both included, in the order of text."""
         ...
 
 
 @runtime_checkable
-class Healing(Protocol):
+class Healing(Source, Protocol):
     """A source whose tail does not bring what was missed: it is fetched beside the tail, in the lane of catch-up."""
 
     gap: asyncio.Event  # set by the source when it knows that something was missed; the collector clears it
 
-    def heal(self, position: dict[str, Any], tail: dict[str, Any]) -> AsyncGenerator[Page, None]:
+    def heal(self, position: dict[str, Any], tail: dict[str, Any], known: Known) -> AsyncGenerator[Page, None]:
         """Pages of what was missed, edits and deletions too, oldest first; `position` is this lane's, `tail` that of the live one."""
+        ...
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """It holds connections."""
+
+    async def aclose(self) -> None:
+        """Called once, when nothing of it runs any more."""
         ...
 
 
@@ -115,57 +186,14 @@ class Kind:
     make: Callable[[str, Any, CollectorSettings], Source]
 
 
-_kinds: dict[str, Kind] = {}
-BOXED = ("bluesky", "files", "github", "rss", "telegram", "webhook", "x")
+kinds: dict[str, Kind] = {}
 
 
 def source(name: str, options: type[BaseModel]) -> Callable[[Any], Any]:
     """Registers a class or function `(name, options, settings) -> Source` as the kind `name`."""
 
     def register(make: Any) -> Any:
-        _kinds[name] = Kind(name, options, make)
+        kinds[name] = Kind(name, options, make)
         return make
 
     return register
-
-
-def kind_of(spec: SourceSpec, name: str) -> Kind:
-    """The kind of a source; `module:name` loads a kind from outside the tree."""
-    module, _, inner = spec.kind.partition(":")
-    try:
-        if spec.kind in BOXED:
-            importlib.import_module(f"collector.sources.{spec.kind}")
-        elif inner:
-            importlib.import_module(module)
-    except ImportError as error:
-        hint = f"pip install 'tailrace[{spec.kind}]'" if spec.kind in BOXED else "is its package installed?"
-        raise Misconfigured(f"sources.{name}: cannot load {module!r}: {error}", hint) from error
-    found = _kinds.get(inner or spec.kind)
-    if found is None:
-        raise Misconfigured(f"sources.{name}: unknown kind {spec.kind!r}", nearest(spec.kind, BOXED))
-    return found
-
-
-def build(settings: Settings, only: list[str] | None = None) -> dict[str, Source]:
-    """The active sources of the configuration, or those named in `only`. Raises Misconfigured with the nearest known name."""
-    for name in only or []:
-        if name not in settings.sources:
-            raise Misconfigured(f"there is no source {name!r} in the configuration", nearest(name, settings.sources))
-    chosen = only or [name for name, spec in settings.sources.items() if spec.active]
-    return {name: _build(name, settings.sources[name], settings.collector) for name in chosen}
-
-
-def _build(name: str, spec: SourceSpec, settings: CollectorSettings) -> Source:
-    kind = kind_of(spec, name)
-    try:
-        options = kind.options.model_validate(spec.model_extra or {})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(p) for p in problem["loc"])
-        hint = (
-            nearest(str(problem["loc"][0]), kind.options.model_fields)
-            if problem["type"] == "extra_forbidden" and problem["loc"]
-            else f"see [sources.{name}]"
-        )
-        raise Misconfigured(f"sources.{name}: {where}: {problem['msg']}", hint) from error
-    return kind.make(name, options, settings)

@@ -18,6 +18,16 @@ class Quota:
     resets_at: dt.datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a page cost of a budget that we set ourselves, e.g. money; when `most` is spent, all who spend from `name` wait until it begins anew."""
+
+    name: str
+    amount: float
+    most: float
+    resets_at: dt.datetime
+
+
 class Limited(TailraceError):
     """Come back in `seconds`: a flood wait, an exhausted quota. It costs nobody an attempt; `name` says who else has to wait."""
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
 import time
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr
 from starlette.requests import Request
 
 from collector.record import RecordOptions
+from collector.sources.secrets import secret
 from worker.core.errors import Misconfigured
 from worker.core.settings import Seconds
 
@@ -45,18 +44,10 @@ class Refused(Exception):
 
 
 def secret_of(name: str, options: WebhookOptions) -> SecretStr | None:
-    if options.secret_env or options.secret_file:
-        where = f"the environment variable {options.secret_env}" if options.secret_env else f"secret_file {options.secret_file}"
-        try:
-            value = os.environ.get(options.secret_env, "") if options.secret_env else Path(str(options.secret_file)).read_text().strip()
-        except (OSError, ValueError) as error:
-            raise Misconfigured(f"sources.{name}: cannot read {where}: {error}", "it must hold the shared secret") from error
-        if not value:
-            raise Misconfigured(f"sources.{name}: {where} is not set or empty", "it must hold the shared secret")
-        return SecretStr(value)
-    if not options.insecure:
+    found = secret(name, "the shared secret", options.secret_env, options.secret_file)
+    if found is None and not options.insecure:
         raise Misconfigured(f"sources.{name}: a webhook needs a secret", "set secret_env or secret_file; `insecure = true` takes unsigned calls")
-    return None
+    return found
 
 
 async def parts(request: Request, most: int) -> AsyncGenerator[bytes, None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -21,7 +21,6 @@ from worker.core.events import emit
 from worker.core.models import RawRecord
 from worker.core.settings import CollectorSettings
 
-_NOTHING: tuple[Page, ...] = ()
 MOST_HELD = 64_000_000  # bytes of bodies that may wait for their commit; the next call is asked to come back
 BODY_SECONDS, COMMIT_SECONDS = 30.0, 15.0
 
@@ -33,8 +32,8 @@ class Webhook:
     def __init__(self, name: str, options: WebhookOptions, settings: CollectorSettings) -> None:
         self.name = name
         self.exclusive: tuple[str, ...] = ()
+        self.limits: tuple[str, ...] = ()
         self.caught_up = True
-        self.unread: list[str] = []
         self._o = options
         self._settings = settings
         self._secret = secret_of(name, options)
@@ -46,20 +45,6 @@ class Webhook:
 
     def describe(self) -> str:
         return f"POST /webhook/{self.name.partition(':')[2]} ({'signed' if self._secret else 'UNSIGNED'})"
-
-    async def tail(self, position: dict[str, Any], stop: asyncio.Event) -> AsyncGenerator[Page, None]:
-        """Nothing to read: calls come by `routes`."""
-        await stop.wait()
-        for page in _NOTHING:
-            yield page
-
-    async def fetch(self, position: dict[str, Any]) -> AsyncGenerator[Page, None]:
-        """A webhook has no history that could be asked for."""
-        for page in _NOTHING:
-            yield page
-
-    def joined(self, position: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-        return position
 
     def routes(self, append: Callable[[Page], Awaitable[Any]]) -> list[BaseRoute]:
         self._append = append

@@ -18,13 +18,18 @@ begin
   return query select s.id, s.name from tailrace.sources s where s.name = any(p_names);
 end $$;
 
--- The sources were looked at just now and had nothing more: what lag and coverage are measured by.
-create or replace function tailrace.touch_sources(p_ids int[], p_since timestamptz) returns void language sql as $$
+-- The sources were looked at just now and had nothing more: what lag and coverage are measured by. Each is covered from its p_sinces on,
+-- or (null) from where its coverage ended.
+drop function if exists tailrace.touch_sources(int[], timestamptz);
+create or replace function tailrace.touch_sources(p_ids int[], p_sinces double precision[]) returns void language sql as $$
   insert into tailrace.cursors (source_id, lane, position, caught_up_at, updated_at)
   select i, 0, '{}', tailrace.clock(), tailrace.clock() from unnest(p_ids) i order by i
   on conflict (source_id, lane) do update set caught_up_at = excluded.caught_up_at;
   insert into tailrace.coverage as c (source_id, times)
-  select i, tstzmultirange(tstzrange(p_since, tailrace.clock())) from unnest(p_ids) i where p_since < tailrace.clock() order by i
+  select u.i, tstzmultirange(tstzrange(u.since, tailrace.clock()))
+  from (select i, coalesce(tailrace.clock() - make_interval(secs => ago), (select upper(o.times) from tailrace.coverage o where o.source_id = i)) as since
+        from unnest(p_ids, p_sinces) u(i, ago)) u
+  where u.since < tailrace.clock() order by u.i
   on conflict (source_id) do update set times = c.times + excluded.times;
 $$;
 
@@ -40,6 +45,20 @@ begin
   select reason into v_holder from tailrace.quotas where name = 'lease:' || p_name;
   return v_holder;
 end $$;
+
+-- The same for many: renews, takes, and (p_over) frees after p_rests seconds, during which nobody may take them. Tells of each asked one
+-- who has it and for how many seconds.
+create or replace function tailrace.take_turns(p_names text[], p_holder text, p_seconds double precision, p_over text[], p_rests double precision[])
+returns table (name text, holder text, seconds double precision) language sql as $$
+  update tailrace.quotas q set reason = '', open_until = tailrace.clock() + make_interval(secs => u.rest), updated_at = tailrace.clock()
+  from unnest(p_over, p_rests) u(name, rest) where q.name = 'lease:' || u.name and q.reason = p_holder;
+  insert into tailrace.quotas as q (name, reason, open_until, updated_at)
+  select 'lease:' || n, p_holder, tailrace.clock() + make_interval(secs => p_seconds), tailrace.clock() from unnest(p_names) n order by n
+  on conflict (name) do update set reason = excluded.reason, open_until = excluded.open_until, updated_at = excluded.updated_at
+    where q.reason = excluded.reason or q.open_until < tailrace.clock() or q.open_until is null;
+  select n, q.reason, extract(epoch from q.open_until - tailrace.clock())::float8
+  from unnest(p_names) n join tailrace.quotas q on q.name = 'lease:' || n
+$$;
 
 create or replace function tailrace.drop_lease(p_name text, p_holder text) returns void language sql as $$
   update tailrace.quotas set open_until = null where name = 'lease:' || p_name and reason = p_holder

@@ -53,6 +53,23 @@ begin
   return v_pause;
 end $$;
 
+-- What was spent of a budget of our own (money, say), which begins anew at p_resets. False when it is used up: then nobody spends from it
+-- until then.
+create or replace function tailrace.spend(p_name text, p_amount double precision, p_most double precision, p_resets timestamptz)
+returns boolean language plpgsql as $$
+declare v_left double precision;
+begin
+  insert into tailrace.quotas as q (name, remaining, limit_n, resets_at, updated_at)
+  values (p_name, p_most - p_amount, p_most, p_resets, tailrace.clock())
+  on conflict (name) do update set updated_at = excluded.updated_at, limit_n = p_most, resets_at = p_resets,
+    remaining = p_most - p_amount - case when q.resets_at = p_resets then q.limit_n - q.remaining else 0 end
+  returning remaining into v_left;
+  if v_left <= 0 then
+    perform tailrace.hold_calls(array[p_name], extract(epoch from p_resets - tailrace.clock())::float8, 'the budget of ' || p_most || ' is spent');
+  end if;
+  return v_left > 0;
+end $$;
+
 -- The service says when to come back, or (p_seconds null) that a person has to do something. A later end is not shortened.
 create or replace function tailrace.hold_calls(p_names text[], p_seconds double precision, p_reason text) returns void language sql as $$
   insert into tailrace.quotas as q (name, breaker, open_until, reason, updated_at)

@@ -91,7 +91,7 @@ begin
   insert into tailrace.cursors as c (source_id, lane, position, records, updated_at, caught_up_at)
   values (p_source, p_lane, coalesce(p_position, '{}'), appended, v_now, case when appended > 0 then v_now end)
   on conflict (source_id, lane) do update set
-    position = coalesce(p_position, c.position), records = c.records + appended, updated_at = v_now,
+    position = case when p_lane = 0 then coalesce(p_position, c.position) else c.position || coalesce(p_position, '{}') end, records = c.records + appended, updated_at = v_now,
     caught_up_at = case when appended > 0 then v_now else c.caught_up_at end;
   if p_times is not null or p_ids is not null then
     insert into tailrace.coverage as c (source_id, times, ids)
@@ -183,6 +183,22 @@ begin
        with ordinality u(e, o, d, oc, st, p, b, m, n);
   return query select * from tailrace.append_staged(p_source, p_position, p_lane, p_enqueue, p_expect, p_times, p_ids);
 end $$;
+
+-- What raw holds of a source, deletions left out: of these keys, and of the keys between two.
+create or replace function tailrace.known_among(p_source int, p_keys text[]) returns setof text language sql stable
+set enable_seqscan = off set enable_bitmapscan = off as $$
+  select k from unnest(p_keys) k
+  cross join lateral (select op from tailrace.raw_records r where r.source_id = p_source and r.external_id = k order by r.revision desc limit 1) r
+  where r.op <> 'delete'
+$$;
+
+create or replace function tailrace.known_between(p_source int, p_first text, p_last text) returns setof text language sql stable
+set enable_seqscan = off set enable_bitmapscan = off as $$
+  select k from (
+    select distinct on (r.external_id) r.external_id as k, r.op from tailrace.raw_records r
+    where r.source_id = p_source and r.external_id between p_first and p_last order by r.external_id, r.revision desc) n
+  where n.op <> 'delete' order by k
+$$;
 
 -- Reading the log by position without gaps: everything below the oldest running transaction is committed or gone, so half-open
 -- ranges of xid partition the log. `id > last` loses rows that commit late.

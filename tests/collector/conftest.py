@@ -13,7 +13,7 @@ import pytest
 
 from collector.backfill import Backfill, Report
 from collector.raw import register
-from collector.sources import build
+from collector.sources.building import build
 from worker.core.settings import Settings
 
 

@@ -10,7 +10,7 @@ import shutil
 import pytest
 import zstandard
 
-from collector.sources import build
+from collector.sources.building import build
 from worker.core.errors import Misconfigured
 
 

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from collector import live
 from collector.record import Builder, RecordOptions
-from collector.sources import Page, build, source
+from collector.sources import Page, source
+from collector.sources.building import build
 from worker.core.settings import Settings
 
 FAST = {"port": 0, "poll_seconds": 0.02, "touch_seconds": 0.05}
@@ -25,16 +26,13 @@ class Options(BaseModel):
 
 @source("broken", Options)
 class Broken:
-    caught_up = False
+    caught_up, exclusive, limits = False, (), ()
 
     def __init__(self, name, _options, _settings):
         self.name = name
 
     def describe(self):
         return "fails"
-
-    def joined(self, position, _other):
-        return position
 
     async def tail(self, position, _stop):
         if position is not None:

@@ -10,9 +10,10 @@ from typing import ClassVar
 import pytest
 from pydantic import BaseModel
 
-from collector import breaker, live
-from collector.sources import Page, build, source
+from collector import live, turns
+from collector.sources import Page, source
 from collector.sources.answers import Denied, Limited, Quota
+from collector.sources.building import build
 from worker.core.errors import Misconfigured
 from worker.core.models import RawRecord
 from worker.core.service import rest_or_wake
@@ -32,7 +33,7 @@ class Scripted:
     scripts: ClassVar[dict[str, Scripted]] = {}
 
     def __init__(self, name, options, _settings):
-        self.name, self.caught_up, self.unread = name, False, []
+        self.name, self.caught_up, self.limits = name, False, ()
         self.exclusive = tuple(options.exclusive)
         self.calls, self.coming, self.missed = 0, asyncio.Queue(), []
         self.gap = asyncio.Event()
@@ -40,9 +41,6 @@ class Scripted:
 
     def describe(self):
         return "scripted"
-
-    def joined(self, position, _other):
-        return position
 
     async def tail(self, position, stop):
         self.calls += 1
@@ -54,7 +52,7 @@ class Scripted:
                     raise what
                 yield what
 
-    async def heal(self, position, tail):
+    async def heal(self, position, tail, known):
         for page in list(self.missed):
             self.missed.remove(page)
             yield page
@@ -170,11 +168,11 @@ async def test_what_the_tail_missed_is_healed_in_the_lane_of_catch_up(db_url, po
         a.gap.set()
         await eventually(lambda: has(keys, ["9", "5"]))
     assert [tuple(r) for r in await pool.fetch("select lane, raw_id_to from tailrace.jobs order by raw_id")] == [(0, 1), (1, 2)]
-    assert await pool.fetchval("select position ->> 'at' from tailrace.cursors where lane = 1") == "5"
+    assert await pool.fetchval("select position -> 'heal' ->> 'at' from tailrace.cursors where lane = 1") == "5"
 
 
 async def test_a_second_collector_of_one_session_is_refused_and_told_who_holds_it(db_url, pool, monkeypatch):
-    monkeypatch.setattr(breaker, "LEASE", 0.5)
+    monkeypatch.setattr(turns, "LEASE", 0.5)
     monkeypatch.setattr("collector.reader.LEASE", 0.5)
     monkeypatch.setattr("collector.reader.LOOK", 0.1)
     await pool.execute("select tailrace.take_lease('session:1', 'other-host:7', 600)")
@@ -184,10 +182,10 @@ async def test_a_second_collector_of_one_session_is_refused_and_told_who_holds_i
 
 
 async def test_the_lease_of_a_dead_process_of_this_machine_is_taken_at_once(pool):
-    dead = f"{breaker.HOLDER.rpartition(':')[0]}:4194305"
+    dead = f"{turns.HOLDER.rpartition(':')[0]}:4194305"
     await pool.execute("select tailrace.take_lease('session:1', $1, 600)", dead)
-    assert await breaker.lease(pool, "session:1") is None
-    await breaker.release(pool, "session:1")
+    assert await turns.take(pool, "session:1") is None
+    await turns.drop(pool, "session:1")
     assert await pool.fetchval("select open_until from tailrace.quotas where name = 'lease:session:1'") is None
 
 

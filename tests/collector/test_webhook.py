@@ -13,7 +13,7 @@ import pytest
 from starlette.applications import Starlette
 
 from collector.raw import Appender, register
-from collector.sources import build
+from collector.sources.building import build
 from worker.core import service
 from worker.core.errors import Misconfigured
 from worker.core.settings import Settings
@@ -180,7 +180,7 @@ async def test_what_was_taken_before_the_end_is_stored_and_later_calls_are_sent_
 @pytest.mark.parametrize(("options", "message"), [
     ({}, "needs a secret"),
     ({"secret_env": "NOT_SET"}, "NOT_SET is not set"),
-    ({"secret_file": "/nonexistent/secret"}, "secret_file"),
+    ({"secret_file": "/nonexistent/secret"}, "cannot read the file /nonexistent/secret"),
     ({"insecur": True}, "insecure"),
 ])  # fmt: skip
 def test_no_start_without_a_secret(options, message):

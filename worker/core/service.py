@@ -45,6 +45,11 @@ async def run(name: str, step: Step, stop: asyncio.Event, *, wake: asyncio.Event
                 wake.clear()
 
 
+async def until(stop: asyncio.Event) -> None:
+    """A service that only waits to be stopped."""
+    await stop.wait()
+
+
 async def run_all(stop: asyncio.Event, *services: Awaitable[None], patience: float = 10.0) -> None:
     """Runs services side by side until all have ended. When one ends with an error, the others are stopped and the error is raised.
 

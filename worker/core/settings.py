@@ -61,6 +61,9 @@ class CollectorSettings(_Section):
     page_bytes: int = Field(8_000_000, ge=1000, description="most bytes of payload written in one transaction")
     poll_seconds: Seconds = Field(0.5, description="how often a quiet file or feed is looked at")
     heal_seconds: Seconds = Field(3600.0, gt=0, description="how often a source that can miss things looks for gaps, edits and deletions")
+    chunk_hours: float = Field(6.0, gt=0, description="how much of a source's time a catch-up reads at once")
+    overlap: Seconds = Field(600.0, description="a catch-up begins so much before what is missing: late edits and clocks that differ")
+    target_lag: Seconds = Field(0.0, description="how close to now a catch-up goes; what is younger is left to the tail")
     low_watermark: int = Field(10_000, ge=0, description="open records of its own lane above which a catch-up waits")
     touch_seconds: Seconds = Field(15.0, description="how often `caught up` is written to the database")
     bells_per_second: float = Field(200.0, ge=0, description="most wake-up calls to workers; 0: workers only poll")
@@ -90,6 +93,7 @@ class SourceSpec(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     kind: str = Field(description="files, webhook, ...")
     active: bool = Field(True, description="off: configured, but not read")
+    every: Seconds | None = Field(None, gt=0, description="how often a source that has to be asked is asked; one process at a time does")
     silence: Seconds | None = Field(None, description="expected silence: longer without news counts as lag")
 
 
