@@ -14,6 +14,11 @@ begin
     body        bytea,
     meta        jsonb
   ) on commit delete rows;
+  create temporary table if not exists tailrace_known (
+    n int not null, external_id text not null, revision int not null, digest bytea not null, source_time timestamptz) on commit delete rows;
+  if exists (select from pg_temp.tailrace_stage) then  -- the page before, in the same transaction
+    truncate pg_temp.tailrace_stage, pg_temp.tailrace_known;
+  end if;
 end $$;
 
 -- Writes the staged page of one source. One writer per source at a time, so a source's ids rise in the order of commits
@@ -50,8 +55,6 @@ begin
   select count(*) into v_total from pg_temp.tailrace_stage;
   if v_total > 0 then
     -- Records that raw has never seen and that the page holds once: the common case, without any comparison.
-    create temporary table if not exists tailrace_known (
-      n int not null, external_id text not null, revision int not null, digest bytea not null, source_time timestamptz) on commit delete rows;
     insert into pg_temp.tailrace_known
     select s.n, s.external_id, r.revision, r.digest, r.source_time
     from pg_temp.tailrace_stage s
