@@ -56,7 +56,9 @@ begin
   if v_total > 0 then
     -- Records that raw has never seen and that the page holds once: the common case, without any comparison.
     insert into pg_temp.tailrace_known
-    select s.n, s.external_id, r.revision, r.digest, r.source_time
+    select s.n, s.external_id, r.revision, r.digest,
+      case when r.source_time is not null or r.revision = 1 then r.source_time  -- a revision without a time is as late as those before it
+           else (select max(o.source_time) from tailrace.raw_records o where o.source_id = p_source and o.external_id = s.external_id) end
     from pg_temp.tailrace_stage s
     cross join lateral (select r.revision, r.digest, r.source_time from tailrace.raw_records r
                         where r.source_id = p_source and r.external_id = s.external_id
