@@ -11,6 +11,7 @@ import orjson
 
 from collector.sources import Page, Source
 from collector.sources.answers import Denied, Limited
+from worker.core.crashpoint import crashpoint
 from worker.core.events import emit
 
 PROBE = 60.0  # seconds that one probe of a half-open breaker may take
@@ -49,6 +50,7 @@ class Breaker:
         if isinstance(error, Limited):
             self._names.add(error.name)
             await self._hold([self._name, error.name], error.seconds, error)
+            crashpoint("after-limit-before-wait")
             emit("source.limited", source=self._source, limit=error.name, seconds=error.seconds, reason=error.args[0])
             return error.seconds
         if isinstance(error, Denied):

@@ -14,6 +14,7 @@ from collector.breaker import LEASE, Breaker, lease, release
 from collector.raw import Appender, positions
 from collector.sources import Healing, Page, Source, ahead
 from worker.core import service
+from worker.core.crashpoint import crashpoint
 from worker.core.errors import Misconfigured, PositionMoved
 from worker.core.events import emit
 from worker.core.settings import CollectorSettings
@@ -47,6 +48,8 @@ class Reader:
         try:
             if not await self._alone():
                 return
+            if self._exclusive:
+                crashpoint("after-lease-before-read")
             work = [self._tail()]
             if isinstance(self.source, Healing):
                 work.append(self._heal(self.source))
@@ -135,6 +138,7 @@ class Reader:
                     async for page in pages:
                         await self._room()
                         row = await self._patiently(self._appender.append, self.source_id, self.source.name, page, lane=CATCH_UP)
+                        crashpoint("after-heal-before-next")
                         appended, seen = appended + row["appended"], seen + len(page.records)
                         await self._patiently(breaker.worked, page)
                         if self.stop.is_set():
