@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -102,14 +103,26 @@ def server() -> Iterator[Server]:
         embedded.stop(made.folder)
 
 
+def reached(url: str) -> dict[str, str]:
+    """How programs reach the database: as the matrix says (TEST_POOLER, a PgBouncer before the same server; TEST_PREPARE=0), else directly."""
+    env = {"DATABASE_URL": url}
+    parts = urlsplit(url)
+    if os.environ.get("TEST_POOLER") and parts.hostname == "127.0.0.1":
+        pooled = parts._replace(netloc=f"{parts.username}@{os.environ['TEST_POOLER']}").geturl()
+        env |= {"DATABASE_URL": pooled, "TAILRACE_DATABASE__POOLER": "transaction", "TAILRACE_DATABASE__SET_ROLE": "0"}
+    if os.environ.get("TEST_PREPARE") == "0":
+        env["TAILRACE_DATABASE__PREPARE"] = "0"
+    return env
+
+
 class Programs:
     """Starts programs as a user would and ends what is left of them."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("TAILRACE_")}
-        self.env |= {
-            "DATABASE_URL": url, "PYTHONPATH": str(ROOT), "TAILRACE_WORKER__PORT": "0", "TAILRACE_COLLECTOR__PORT": "0",
+        self.env |= reached(url) | {
+            "PYTHONPATH": str(ROOT), "TAILRACE_WORKER__PORT": "0", "TAILRACE_COLLECTOR__PORT": "0",
         }  # fmt: skip
         self.started: list[subprocess.Popen[bytes]] = []
 
