@@ -78,8 +78,8 @@ class Jobs:
         self._lease = lease
         self._sources: dict[int, str] = {}
 
-    async def peek(self, versions: Sequence[int]) -> list[tuple[int, int, int]]:
-        """(version, lane, source) that have ready work; lane -1: suspects."""
+    async def peek(self, versions: Sequence[int]) -> list[tuple[int, int, int, int | None]]:
+        """(version, lane, source, records that its budget allows) that have ready work; lane -1: suspects."""
         return [tuple(row) for row in await self._pool.fetch("select * from tailrace.peek($1)", versions)]
 
     async def claim(self, runnable: Runnable, lane: int, sources: Sequence[tuple[int, int]], per_source: int, limit: int) -> list[Slice]:
@@ -146,7 +146,8 @@ class Jobs:
         """One step of every open run that has a version."""
         return await self._pool.fetch(  # type: ignore[no-any-return]
             "select r.id, a.* from tailrace.runs r cross join lateral tailrace.advance_run(r.id, $1) a "
-            "where r.version_id is not null and (r.state = 'active' or (r.state = 'paused' and r.resume_at <= tailrace.clock()))",
+            "where r.version_id is not null and ((r.state = 'active' and r.position < r.position_to) "
+            "or (r.state = 'paused' and r.resume_at <= tailrace.clock()))",
             ids,
         )
 

@@ -1,13 +1,16 @@
 -- The queue. Every function is one arrow of the picture in sql/README.md.
 
--- Where is ready work for these versions? lane -1: suspects. Skip scan, one index probe per source. Paused versions are left out.
-create or replace function tailrace.peek(p_versions int[]) returns table (version_id int, lane int, source_id int) language sql stable
+-- Where is ready work for these versions? lane -1: suspects. Skip scan, one index probe per source. Paused versions and the lane of paused
+-- replays are left out; `most`: so many records may be claimed within the budget of the replay.
+create or replace function tailrace.peek(p_versions int[]) returns table (version_id int, lane int, source_id int, most bigint) language sql stable
 set enable_seqscan = off set enable_bitmapscan = off as $$
   with active as (
-    select v from unnest(p_versions) v
+    select v, (select a.records from tailrace.affordable(array[v]) a) as most,
+           exists (select from tailrace.runs r where r.version_id = v and r.kind = 'replay' and r.state = 'paused') as held
+    from unnest(p_versions) v
     where not exists (select from tailrace.quotas q where q.name = 'version:' || v and q.breaker = 'open' and q.open_until > tailrace.clock()))
-  select a.v, l.lane, s.source_id
-  from active a cross join (values (0), (1), (2)) l(lane)
+  select a.v, l.lane, s.source_id, case when l.lane = 2 then a.most end
+  from active a join (values (0), (1), (2)) l(lane) on l.lane < 2 or not (a.held or coalesce(a.most, 1) = 0)
   cross join lateral (
     with recursive t(source_id) as (
       (select j.source_id from tailrace.jobs j where j.version_id = a.v and j.lane = l.lane and j.state = 'r'
@@ -19,7 +22,7 @@ set enable_seqscan = off set enable_bitmapscan = off as $$
       from t where t.source_id is not null)
     select t.source_id from t where t.source_id is not null limit 1000) s
   union all
-  select a.v, -1, 0 from active a
+  select a.v, -1, 0, null from active a
   where exists (select from tailrace.jobs j where j.version_id = a.v and j.state = 's')
 $$;
 
@@ -191,6 +194,9 @@ begin
     from unnest(v_ids, p_reruns, p_statuses, p_outputs, p_confidences, p_reviews, p_errors, p_metas, p_started)
       u(id, rerun, status, output, confidence, review, error, meta, started);
   end if;
+  if p_metas is not null and exists (select from tailrace.budgets where version_id = p_version) then
+    perform tailrace.pay(p_version, p_metas, cardinality(v_ids));
+  end if;
   if p_effects is not null then
     select * into released, suppressed from tailrace.decide_effects(p_version, p_mode, p_gates, p_effects);
   end if;
@@ -245,7 +251,8 @@ begin
   due := tailrace.promote_delayed(1000);
   moved := tailrace.move_leftovers();
   deliveries := tailrace.rescue_deliveries(p_limit);
-  select count(*) into runs from tailrace.runs r where r.state = 'active' or (r.state = 'paused' and r.resume_at <= tailrace.clock());
+  perform tailrace.watch_replays();
+  select count(*) into runs from tailrace.runs r where (r.state = 'active' and r.position < r.position_to) or (r.state = 'paused' and r.resume_at <= tailrace.clock());
   select coalesce(n_dead_tup, 0) into dead_rows from pg_stat_user_tables where relid = 'tailrace.jobs'::regclass and n_dead_tup > greatest(10000, 5 * n_live_tup);
   dead_rows := coalesce(dead_rows, 0);
   return next;
@@ -339,13 +346,14 @@ create or replace function tailrace.open_work(p_versions int[])
 returns table (due bigint, held bigint, later bigint, runs bigint, next_seconds double precision) language sql stable as $$
   with work as (
     select j.state, j.n_rows, case when p.open_until > tailrace.clock() then greatest(p.open_until, j.run_at) else j.run_at end as run_at,
-           j.state <> 'c' and (p.open_until > tailrace.clock() or (j.state = 'd' and j.run_at > tailrace.clock())) as waits
+           j.state <> 'c' and (p.open_until > tailrace.clock() or (j.state = 'd' and j.run_at > tailrace.clock()) or (j.lane = 2 and h.id is not null)) as waits
     from tailrace.jobs j left join tailrace.quotas p on p.name = 'version:' || j.version_id and p.breaker = 'open'
+    left join lateral (select r.id from tailrace.runs r where r.version_id = j.version_id and r.kind = 'replay' and r.state = 'paused' limit 1) h on true
     where j.version_id = any (p_versions))
   select coalesce(sum(n_rows) filter (where state <> 'c' and waits is not true), 0),
          coalesce(sum(n_rows) filter (where state = 'c'), 0),
          coalesce(sum(n_rows) filter (where waits), 0),
-         (select count(*) from tailrace.runs r where r.version_id = any (p_versions) and r.state = 'active'),
+         (select count(*) from tailrace.runs r where r.version_id = any (p_versions) and r.state = 'active' and r.position < r.position_to),
          extract(epoch from min(run_at) filter (where waits) - tailrace.clock())::float8
   from work
 $$;
