@@ -24,6 +24,7 @@ class Everything:
     """A whole stream. What a host no longer has when we come back is lost, and an `info` record says so where the host does."""
 
     exclusive: tuple[str, ...] = ()
+    exclusive_history: tuple[str, ...] = ()
 
     def __init__(self, name: str, transport: str, options: BlueskyOptions, settings: CollectorSettings) -> None:
         self.name = name

@@ -27,6 +27,7 @@ class Account:
     """Tailed and healed. How its history is read is said by the subclasses."""
 
     exclusive: tuple[str, ...] = ()
+    exclusive_history: tuple[str, ...] = ()
 
     def __init__(self, name: str, options: BlueskyOptions, settings: CollectorSettings) -> None:
         self.name = name
@@ -127,12 +128,10 @@ class AccountByList(Account):
     """Its history is read page by page. The position: the revision at which the pass began, the collections left, where in the first of them."""
 
     async def chunk(self, position: dict[str, Any], size: int, window: Window) -> Page:
+        self._home.pin(position.get("did"))
         rev, left, cursor = position.get("rev"), position.get("left"), position.get("cursor")
-        known = isinstance(rev, str) and isinstance(left, list) and position.get("of") == self._o.collections
-        if not known or not left:
-            latest = await self._latest(position)
-            if not known or rev != latest:
-                rev, left, cursor = latest, await self._history.collections(), None
+        if not isinstance(rev, str) or not isinstance(left, list) or not left or position.get("of") != self._o.collections:
+            rev, left, cursor = await self._latest(position), await self._history.collections(), None
         records: list[RawRecord] = []
         if left:
             part, cursor = await self._listed(left[0], cursor, size, rev)

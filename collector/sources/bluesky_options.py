@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from worker.core.settings import Names, Seconds
+from worker.core.specs import Names, Seconds
 
 RESOLVER = "https://public.api.bsky.app"
 PLC = "https://plc.directory"

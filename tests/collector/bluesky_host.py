@@ -204,7 +204,9 @@ class Host:
         """takendown, suspended, deactivated, deleted, or None: active."""
         repo.state = status
         if not quiet:
-            await self.say("#account", {"did": repo.did, "active": status is None, "time": _iso(self.tick())} | ({"status": status} if status else {}))
+            await self.say(
+                "#account", {"did": repo.did, "active": status is None, "time": _iso(self.tick())} | ({"status": status} if status else {})
+            )
 
     async def drop(self) -> None:
         """All streams break."""
@@ -317,7 +319,8 @@ class Host:
                 if (sent := chosen(data, line)) is not None:
                     await (socket_.send_bytes(sent) if isinstance(sent, bytes) else socket_.send_text(sent))
             async with self._wake:
-                await self._wake.wait_for(lambda: len(self.frames) > at)
+                while len(self.frames) <= at:
+                    await self._wake.wait()
 
 
 def _said(value):

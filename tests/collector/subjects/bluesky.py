@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
+from typing import Any, ClassVar
 
 from tests.collector.bluesky_host import LIKE, POST, Host, tid
 from tests.collector.contract import Subject, standin
@@ -22,7 +23,9 @@ class Account(Subject):
         self.repo, self.other = self.host.account("meadow"), self.host.account("hedge")
         self._next = 0
         await self.post(34)
-        await self.host.write(self.repo, {f"{LIKE}/{tid(self.host.tick())}": {"$type": LIKE, "subject": {"uri": "at://nobody", "cid": "none"}} for _ in range(6)})
+        await self.host.write(
+            self.repo, {f"{LIKE}/{tid(self.host.tick())}": {"$type": LIKE, "subject": {"uri": "at://nobody", "cid": "none"}} for _ in range(6)}
+        )
 
     async def stop(self):
         await self.host.stop()
@@ -41,7 +44,9 @@ class Account(Subject):
         paths = [f"{POST}/{tid(self.host.tick())}" for _ in range(count)]
         for path in paths:
             self._next += 1
-            await self.host.write(self.repo, {path: {"$type": POST, "text": f"{MEADOWS[self._next % 5]} seen, note {self._next}", "createdAt": "2026-05-01T08:00:00Z"}})
+            await self.host.write(
+                self.repo, {path: {"$type": POST, "text": f"{MEADOWS[self._next % 5]} seen, note {self._next}", "createdAt": "2026-05-01T08:00:00Z"}}
+            )
             await self.host.write(self.other, {path: {"$type": POST, "text": "not ours", "createdAt": "2026-05-01T08:00:00Z"}})
         return paths
 
@@ -53,7 +58,7 @@ class Account(Subject):
         await self.host.write(self.repo, {key: None})
 
     async def limit(self, seconds):
-        self.host.limited.append(seconds)
+        self.host.limited.extend([seconds] * 3)  # a page of news in between makes the collector ask again at once
 
 
 class ByJetstream(Account):
@@ -68,24 +73,33 @@ class AtStandin(Subject):
     shared = True
     transport, method = "firehose", "car"
 
+    running: ClassVar[list[Any]] = []  # one for all tests: it takes long to start, and ends with this process
+
     async def start(self):
-        self.standin = await asyncio.to_thread(standin, "bluesky")
+        if not AtStandin.running:
+            AtStandin.running.append(await asyncio.to_thread(standin, "bluesky"))
+        self.standin = AtStandin.running[0]
+        self.standin.reset()
         self.did = self.standin.do("accounts")["alice"]["did"]
-        self._token = (await self._call("com.atproto.server.createSession", {"identifier": "alice.test", "password": "stand-in-password"}))["accessJwt"]
+        self._token = (await self._call("com.atproto.server.createSession", {"identifier": "alice.test", "password": "stand-in-password"}))[
+            "accessJwt"
+        ]
         self._next = 0
 
     async def _call(self, method, body=None, **asked):
         def call():
             query = "&".join(f"{k}={v}" for k, v in asked.items())
             headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._token}"} if hasattr(self, "_token") else {})
-            request = urllib.request.Request(f"{self.standin.url}/xrpc/{method}?{query}", None if body is None else json.dumps(body).encode(), headers)
+            request = urllib.request.Request(
+                f"{self.standin.url}/xrpc/{method}?{query}", None if body is None else json.dumps(body).encode(), headers
+            )
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return json.loads(answer.read() or b"{}")
 
         return await asyncio.to_thread(call)
 
     async def stop(self):
-        await asyncio.to_thread(self.standin.stop)
+        """Others go on with it."""
 
     def name(self):
         return "bluesky:alice.test"
@@ -101,7 +115,9 @@ class AtStandin(Subject):
         found = {}
         for name in (await self._call("com.atproto.repo.describeRepo", repo=self.did))["collections"]:
             cursor = {}
-            while rows := (answer := await self._call("com.atproto.repo.listRecords", repo=self.did, collection=name, limit=100, **cursor))["records"]:
+            while rows := (answer := await self._call("com.atproto.repo.listRecords", repo=self.did, collection=name, limit=100, **cursor))[
+                "records"
+            ]:
                 found |= {r["uri"].split("/", 3)[3]: r["cid"] for r in rows}
                 cursor = {"cursor": answer["cursor"]}
         return found
@@ -123,7 +139,7 @@ class AtStandin(Subject):
         await self._call("com.atproto.repo.deleteRecord", {"repo": self.did, "collection": POST, "rkey": key.split("/")[1]})
 
     async def limit(self, seconds):
-        self.standin.fault(do="status", status=429, retry_after=seconds, op="sync.getLatestCommit")
+        self.standin.fault(do="status", status=429, retry_after=seconds, op="sync.getLatestCommit", times=3)
 
 
 class AtStandinByJetstream(AtStandin):
