@@ -114,6 +114,7 @@ class Host:
     """`url`. What it was asked is in `calls` and `connections`; `script` says what the next connections to a stream get."""
 
     def __init__(self):
+        self.url = "http://nowhere.example"
         self.repos: dict[str, Repo] = {}
         self.frames: list[tuple[int, bytes, str | None]] = []  # seq, frame, line of Jetstream
         self.calls: Counter[str] = Counter()
@@ -125,6 +126,7 @@ class Host:
         self.errors: deque[tuple[int, dict[str, Any]]] = deque()
         self.without: str | None = None
         self.cut_car = False
+        self.shown: dict[str, Any] = {}
         self._times = int(time.time() * 1e6) - 3_600_000_000
         self._seq = 1000
         self._wake = asyncio.Condition()
@@ -163,8 +165,9 @@ class Host:
         self._times = max(self._times + 1000, int(time.time() * 1e6))
         return self._times
 
-    async def write(self, repo: Repo, changes: dict[str, Any], *, quiet: bool = False) -> str:
-        """One commit: path -> record, None deletes. `quiet`: no stream tells of it."""
+    async def write(self, repo: Repo, changes: dict[str, Any], *, quiet: bool = False, shown: dict[str, Any] | None = None) -> str:
+        """One commit: path -> record, None deletes. `quiet`: no stream tells of it. `shown`: how records that are no JSON look as JSON."""
+        self.shown |= shown or {}
         now, since = self.tick(), repo.rev
         repo.rev, ops, blocks, lines = tid(now), [], {}, []
         for path, value in changes.items():
@@ -177,7 +180,7 @@ class Host:
             else:
                 repo.records[path] = value
                 cid, blocks[cid] = block_of(value)
-                commit |= {"record": value, "cid": cid_text(cid)}
+                commit |= {"record": self.shown.get(path, value), "cid": cid_text(cid)}
             ops.append({"action": action, "path": path, "cid": cid})
             lines.append(json.dumps({"did": repo.did, "time_us": now + len(lines), "kind": "commit", "commit": commit}))
         root, data = block_of({"did": repo.did, "rev": repo.rev, "version": 3})
@@ -251,7 +254,9 @@ class Host:
         begin = keys.index(asked["cursor"]) + 1 if "cursor" in asked else 0
         page = keys[begin : begin + int(asked["limit"])]
         paths = [f"{asked['collection']}/{key}" for key in page]
-        rows = [{"uri": f"at://{repo.did}/{p}", "cid": cid_text(block_of(repo.records[p])[0]), "value": repo.records[p]} for p in paths]
+        rows = [
+            {"uri": f"at://{repo.did}/{p}", "cid": cid_text(block_of(repo.records[p])[0]), "value": self.shown.get(p, repo.records[p])} for p in paths
+        ]
         return _said({"records": rows} | ({"cursor": page[-1]} if page else {}))
 
     async def _document(self, request):
