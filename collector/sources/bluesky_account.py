@@ -9,8 +9,8 @@ from typing import Any
 
 from collector.sources import Known, Page, Window
 from collector.sources.answers import Denied
-from collector.sources.bluesky_client import Client, Gone, Missing, limit_of
-from collector.sources.bluesky_events import FIREHOSE, JETSTREAM
+from collector.sources.bluesky_client import Client, Gone, Missing, host_of, limit_of
+from collector.sources.bluesky_events import JETSTREAM
 from collector.sources.bluesky_healing import Healer
 from collector.sources.bluesky_history import History, Part
 from collector.sources.bluesky_home import Home
@@ -18,7 +18,7 @@ from collector.sources.bluesky_intake import Intake
 from collector.sources.bluesky_options import JETSTREAM as PUBLIC
 from collector.sources.bluesky_options import BlueskyOptions
 from collector.sources.bluesky_records import Maker
-from collector.sources.bluesky_tail import Stream
+from collector.sources.bluesky_tail import Stream, whole_address
 from worker.core.models import RawRecord
 from worker.core.settings import CollectorSettings
 
@@ -34,6 +34,7 @@ class Account:
         self._o = options
         self._path = name.partition(":")[2]
         self._transport = options.transport or JETSTREAM
+        self._given = options.stream or (PUBLIC if self._transport == JETSTREAM else "")  # else the firehose of its host
         self._client = Client(name)
         self._home = Home(name, self._path, self._client, pds=options.pds, plc=options.plc, resolver=options.resolver)
         self._intake = Intake(self._transport, Maker(whole=False), options.collections, [])
@@ -56,15 +57,16 @@ class Account:
 
     def describe(self) -> str:
         of = ", ".join(self._o.collections) or "all collections"
-        stream = self._o.stream or (PUBLIC if self._transport == JETSTREAM else "the firehose of its host")
-        return f"{of} of {self._path}, news from {stream} ({self._transport}), history by {'listRecords' if self._o.method == 'list' else 'getRepo'}"
+        where = host_of(whole_address(self._given, self._transport)) if self._given else "its host"
+        how = "listRecords" if self._o.method == "list" else "getRepo"
+        return f"{of} of {self._path}, news from the {self._transport} of {where}, history by {how}"
 
     async def tail(self, position: dict[str, Any], stop: asyncio.Event) -> AsyncGenerator[Page, None]:
         self._home.pin(position.get("did"))
         while not stop.is_set():
-            did, host = await self._home.find()
+            did = await self._home.who()
             self._intake.dids = {did}
-            address = self._o.stream or (PUBLIC if self._transport == JETSTREAM else host)
+            address = self._given or (await self._home.find())[1]
             async with aclosing(self._stream.pages(address, position, stop, did)) as pages:
                 async for page in pages:
                     yield page
@@ -77,7 +79,7 @@ class Account:
             self.gap.set()
             if event.kind == "identity":
                 self._home.forget()
-                if self._transport == FIREHOSE and not self._o.stream:
+                if not self._given:
                     self._stream.leave.set()
         self._intake.states.clear()
 

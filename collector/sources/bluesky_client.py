@@ -13,6 +13,7 @@ import httpx
 import orjson
 
 from collector.sources.answers import Denied, Limited, Quota
+from collector.sources.bluesky_values import loaded
 from worker.core.errors import Misconfigured, Unavailable
 
 MOST = 64_000_000  # bytes of an answer that is read as a whole
@@ -37,7 +38,8 @@ class Missing(Exception):
 
 
 def host_of(url: str) -> str:
-    return urlsplit(url).netloc
+    """Name and port, without what may stand before them."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 class Client:
@@ -64,8 +66,8 @@ class Client:
         async with aclosing(self.stream(url, params, MOST)) as parts:
             body = b"".join([part async for part in parts])
         try:
-            return orjson.loads(body)
-        except orjson.JSONDecodeError as error:
+            return loaded(body)
+        except ValueError as error:
             raise Unavailable(f"{host_of(url)} answered {urlsplit(url).path} with what is no JSON: {error}") from error
 
     async def stream(self, url: str, params: dict[str, Any], most: int) -> AsyncGenerator[bytes, None]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import libipld
-import orjson
 
 from collector.sources.bluesky_car import Incomplete, blocks_of
-from collector.sources.bluesky_values import as_json, cid_text, text_of
+from collector.sources.bluesky_values import as_json, cid_text, loaded, text_of
 
 FIREHOSE, JETSTREAM = "firehose", "jetstream"
 STATES = ("identity", "account", "handle", "tombstone")  # kinds that say something about the account itself
@@ -70,7 +68,7 @@ def of_frame(data: bytes | str) -> Event:
         whole = not body.get("tooBig") and body["ops"] is not None
         return Event(kind, body["repo"], int(body["seq"]), body.get("time"), body["rev"], body.get("since"), whole, body, lambda: _frame_ops(body))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Garbled(f"a frame that cannot be read: {error!r}"[:300]) from error
+        raise Garbled(f"a frame that cannot be read: {type(error).__name__}: {error}"[:300]) from error
 
 
 def _frame_ops(body: dict[str, Any]) -> Iterator[Op]:
@@ -93,7 +91,7 @@ def _frame_ops(body: dict[str, Any]) -> Iterator[Op]:
 def of_line(data: bytes | str) -> Event:
     """A message of Jetstream. Raises Garbled, or Refused where it is an error."""
     try:
-        event = _loaded(data)
+        event = loaded(data)
         if event.get("$type") == "error" or "error" in event:
             raise Refused(str(event.get("error")), str(event.get("message", "")))
         kind, cursor = str(event["kind"]), int(event["time_us"])
@@ -103,14 +101,7 @@ def of_line(data: bytes | str) -> Event:
         op = _line_op(body)
         return Event(kind, event["did"], cursor, None, body["rev"], body=body, ops=lambda: iter((op,)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Garbled(f"a message that cannot be read: {error!r}"[:300]) from error
-
-
-def _loaded(data: bytes | str) -> Any:
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:  # a lone surrogate is for the record alone to be refused
-        return json.loads(data)
+        raise Garbled(f"a message that cannot be read: {type(error).__name__}: {error}"[:300]) from error
 
 
 def _line_op(body: dict[str, Any]) -> Op:

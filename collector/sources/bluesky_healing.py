@@ -21,7 +21,7 @@ from worker.core.service import rest_or_wake
 
 GRACE = 5.0  # seconds for the tail to bring what is missing, before the repository is read instead
 SOON = 0.2  # seconds in which a page of the tail is stored
-END = "\x7f"  # after all keys
+END = "zzzzzzzz"  # after all names of collections, in any order of text
 
 
 class Healer:
@@ -89,7 +89,7 @@ class Healer:
                     for lost in self._lost(there - set(part.paths), rev):
                         yield Page(lost, position)
                     last = part.paths[-1]
-                yield Page(part.records, position, quotas=self._client.quotas)
+                    yield Page(part.records, position, quotas=self._client.quotas)
         there = await self._between(known, last, END, odd)
         for lost in self._lost(there | (odd - seen), rev):
             yield Page(lost, position)

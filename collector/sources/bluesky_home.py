@@ -27,11 +27,16 @@ class Home:
 
     async def find(self) -> tuple[str, str]:
         """DID and address of the host. Raises Denied where there is no such account."""
-        if not self.did:
-            self.did = await self._resolved()
+        did = await self.who()
         if not self._pds:
             self._pds = await self._hosted()
-        return self.did, self._pds
+        return did, self._pds
+
+    async def who(self) -> str:
+        """The DID alone. Raises Denied."""
+        if not self.did:
+            self.did = await self._resolved()
+        return self.did
 
     async def moved(self) -> bool:
         """Asks again; whether the account lives elsewhere now."""

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from collector.sources import Page
+from collector.sources.bluesky_client import host_of
 from collector.sources.bluesky_events import FIREHOSE, JETSTREAM, Garbled, Refused
 from collector.sources.bluesky_intake import Intake
 from collector.sources.bluesky_place import Place
@@ -49,7 +50,7 @@ class Stream:
         `did`: the one account that this is about.
         """
         url, intake = whole_address(address, self._transport), self._intake
-        place = intake.place = Place.read(position, self._transport, urlsplit(url).netloc, did)
+        place = intake.place = Place.read(position, self._transport, host_of(url), did)
         self.leave.clear()
         try:
             async with Wire(self._asking(url, place.cursor), self._hello()) as wire, aclosing(self._connected(wire, position, stop)) as pages:

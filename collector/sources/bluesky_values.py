@@ -44,6 +44,14 @@ def as_json(block: bytes) -> str:
     return text_of(_Plain(block).value(decoded(block), 0))
 
 
+def loaded(data: bytes | str) -> Any:
+    """The value of JSON text. Raises ValueError. A lone surrogate is let pass: it is a defect of one record, not of all that came with it."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return json.loads(data)
+
+
 def text_of(value: Any) -> str:
     """JSON text, also of whole numbers beyond 64 bits, and of what has no JSON."""
     try:

@@ -226,7 +226,7 @@ class Host:
             return JSONResponse({"error": "RateLimitExceeded", "message": "too fast"}, 429, told)
         if self.errors:
             status, said = self.errors.popleft()
-            return JSONResponse(said, status)
+            return Response(said, status) if isinstance(said, bytes) else JSONResponse(said, status)
         if method == "com.atproto.identity.resolveHandle":
             found = [r.did for r in self.repos.values() if r.handle == asked["handle"]]
             return _said({"did": found[0]}) if found else _wrong("InvalidRequest", "Unable to resolve handle")

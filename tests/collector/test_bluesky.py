@@ -18,7 +18,7 @@ import zstandard
 from collector import live
 from collector.backfiller import Backfill
 from collector.raw import register
-from collector.record import TOMBSTONE, digest_of
+from collector.record import TOMBSTONE, digest_of, short
 from collector.sources import Chunked, Fetched, Healing, Tailed, Window
 from collector.sources.answers import Denied, Limited
 from collector.sources.bluesky_car import Incomplete, Repository
@@ -55,6 +55,12 @@ async def repo(host):
     repo = host.account("meadow")
     await host.write(repo, {f"{POST}/{tid(host.tick())}": note(f"clover {n}") for n in range(5)})
     return repo
+
+
+@pytest.fixture(autouse=True)
+def _brief(monkeypatch):
+    """A stream that does not bring what is missing is given up sooner."""
+    monkeypatch.setattr("collector.sources.bluesky_healing.GRACE", 0.5)
 
 
 class World:
@@ -99,8 +105,8 @@ class World:
         return json.loads(await self.pool.fetchval("select position from tailrace.cursors where lane = $1", lane) or "{}")
 
     async def agrees(self, repo):
-        there = {k for k, r in (await self.newest()).items() if r["op"] != "delete" and "." in k.split("/")[0]}
-        return there == set(repo.records)
+        there = {k: r["payload"]["cid"] for k, r in (await self.newest()).items() if r["op"] != "delete" and "." in k.split("/")[0]}
+        return there == {path: cid_text(block_of(value)[0]) for path, value in repo.records.items()}
 
 
 @pytest.fixture
@@ -225,6 +231,20 @@ async def test_a_record_is_the_same_whichever_way_it_comes(host, record):
     assert found["car"][6:7] == found["list"][6:7]
     assert len({r.occurred_at for r in found.values()}) == 1
     assert {r.source_time for r in found.values()} == {tid_time(repo.rev)}
+
+
+async def test_half_a_character_is_the_defect_of_one_record(host, repo):
+    rows = [{"uri": f"at://{repo.did}/{POST}/{n}", "cid": cid_text(block_of(n)[0]), "value": note("\ud83d" if n == 1 else "whole")} for n in range(3)]
+    source = World(host, f"bluesky:{repo.did}", method="list").source()
+    await source.chunk({}, 10, ALL)
+    host.errors.append((200, json.dumps({"records": rows}).encode()))
+    page = await source.chunk({"rev": repo.rev, "left": [POST], "of": []}, 10, ALL)
+    assert [r.meta.get("defect") for r in page.records] == [None, "lone surrogate", None]
+    commit = {"rev": repo.rev, "operation": "create", "collection": POST, "rkey": "1", "cid": rows[1]["cid"], "record": rows[1]["value"]}
+    (op,) = of_line(json.dumps({"did": repo.did, "time_us": 5, "kind": "commit", "commit": commit})).ops()
+    record = Maker(whole=False).changed(SimpleNamespace(did=repo.did, rev=repo.rev), op, {})
+    assert (record.digest, record.meta["defect"]) == (page.records[1].digest, "lone surrogate")
+    assert json.loads(record.body)["record"] == json.loads(page.records[1].body)["record"] == rows[1]["value"]
 
 
 async def test_listing_and_file_give_the_same_rows_in_the_same_order(host, repo):
@@ -579,6 +599,20 @@ async def test_what_no_stream_told_is_found_with_edits_and_deletions(host, repo,
     assert program.stopped < 3
 
 
+async def test_a_key_that_is_too_long_is_known_again_and_its_deletion_found(host, repo, world, eventually):
+    path = f"{POST}/{'r' * 505}"
+    await host.write(repo, {path: note("long"), f"{POST}/zz": note("after it")})
+    program = world(f"bluesky:{repo.did}", collector={"heal_seconds": 0.2})
+    async with program.live():
+        await eventually(lambda: _healed_to(program, repo.rev))
+        await host.write(repo, {f"{POST}/zzz": note("last")}, quiet=True)
+        await eventually(lambda: _healed_to(program, repo.rev))
+        assert Counter(r["op"] for r in (await program.newest()).values()) == {"create": 8}
+        await host.write(repo, {path: None}, quiet=True)
+        await eventually(lambda: _healed_to(program, repo.rev))
+        assert [k for k, r in (await program.newest()).items() if r["op"] == "delete"] == [short(path)]
+
+
 async def test_a_repository_that_did_not_change_is_not_read_again(host, repo, world, eventually):
     program = world(f"bluesky:{repo.did}", transport="firehose", collector={"heal_seconds": 0.05})
     async with program.live():
@@ -858,6 +892,7 @@ def real(request):
 async def test_nothing_is_lost_at_the_real_host_whatever_its_streams_do(real, pool, db_url, eventually, transport):
     program = AtStandin(real, pool, db_url, transport=transport, heartbeat=2, collector={"heal_seconds": 5})
     op = "sync.subscribeRepos" if transport == "firehose" else "subscribe"
+    real.reset()
     posted = []
 
     def post(count):
@@ -878,7 +913,7 @@ async def test_nothing_is_lost_at_the_real_host_whatever_its_streams_do(real, po
     async with program.live():
         await asyncio.to_thread(post, 2)
         await eventually(there, 60)
-    real.clear_faults()
+    assert real.counters()["faults"] == {"garbage": 2, "cut": 1, "stall": 1}
     doubled = "select count(*) from (select digest = lag(digest) over (partition by external_id order by revision) as same from tailrace.raw_records) r where same"
     assert await pool.fetchval(doubled) == 0
 
