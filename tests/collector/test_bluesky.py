@@ -904,10 +904,11 @@ async def test_nothing_is_lost_at_the_real_host_whatever_its_streams_do(real, po
 
     async with program.live():
         await eventually(program.position)
-        for fault in ({"do": "garbage"}, {"do": "cut", "seconds": 0.3}, {"do": "stall", "seconds": 3}, {"do": "garbage"}):
+        for n, fault in enumerate(({"do": "garbage"}, {"do": "cut", "seconds": 0.3}, {"do": "stall", "seconds": 3}, {"do": "garbage"}), 1):
             real.fault(op=op, **fault)
             await asyncio.to_thread(real.do, "drop_streams")
             await asyncio.to_thread(post, 4)
+            await eventually(lambda number=n: sum(real.counters()["faults"].values()) == number, 60)
             await eventually(there, 60)
     await asyncio.to_thread(post, 5)
     async with program.live():

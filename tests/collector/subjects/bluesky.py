@@ -58,7 +58,7 @@ class Account(Subject):
         await self.host.write(self.repo, {key: None})
 
     async def limit(self, seconds):
-        self.host.limited.extend([seconds] * 3)  # a page of news in between makes the collector ask again at once
+        self.host.limited.append(seconds)
 
 
 class ByJetstream(Account):
@@ -139,7 +139,7 @@ class AtStandin(Subject):
         await self._call("com.atproto.repo.deleteRecord", {"repo": self.did, "collection": POST, "rkey": key.split("/")[1]})
 
     async def limit(self, seconds):
-        self.standin.fault(do="status", status=429, retry_after=seconds, op="sync.getLatestCommit", times=3)
+        self.standin.fault(do="status", status=429, retry_after=seconds, op="sync.getLatestCommit")
 
 
 class AtStandinByJetstream(AtStandin):
