@@ -26,3 +26,9 @@ create table tailrace.budgets (
   estimate   double precision not null default 0,  -- of one record, reserved when it is claimed
   until      timestamptz
 ) with (fillfactor = 50);
+
+-- Who speaks for a record: the version whose job was opened as the one that counts. A shadow's jobs are quiet; beside a canary of p percent the live
+-- version speaks for buckets from p on (share -p), the canary for those below (share p). Bucket: stable hash of source and external id, 0 to 99.
+alter table tailrace.jobs add column share smallint;
+alter table tailrace.versions add column quiet boolean not null default false;
+alter table tailrace.versions add column share smallint;
