@@ -110,6 +110,4 @@ class Github:
             if not answer.nodes:
                 break
         records = [self._records.record(n) for n in history.kept]
-        return Page(
-            records, history.reached(), history.times(), history.ids(), quotas=history.quotas, more=history.more, total=history.total
-        )
+        return Page(records, history.reached(), history.times(), history.ids(), quotas=history.quotas, more=history.more, total=history.total)

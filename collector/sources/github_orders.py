@@ -156,7 +156,8 @@ class History:
         if self.direction == "ASC":
             low, high = ends[0], ends[-1] if self.more else self.window.until or max(ends[-1] + SECOND, now)
         else:
-            low, high = (ends[-1] + SECOND if self.more else self.window.since or ends[-1]), met or self.window.until or max(ends[0] + SECOND, now)
+            high = met + SECOND if met else self.window.until or max(ends[0] + SECOND, now)
+            low = ends[-1] + SECOND if self.more else self.window.since or ends[-1]
         return (low, high) if low < high else None
 
     def _numbers(self) -> list[int]:

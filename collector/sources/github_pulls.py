@@ -56,7 +56,9 @@ class Records:
         number = node.get("number")
         if made.payload is not None or type(number) is not int:
             return made
-        return made._replace(external_id=str(number), digest=self._digest(node), occurred_at=created(node), source_time=time_of(node.get("updatedAt")))
+        return made._replace(
+            external_id=str(number), digest=self._digest(node), occurred_at=created(node), source_time=time_of(node.get("updatedAt"))
+        )
 
     def _digest(self, node: Any) -> bytes:
         for path in self._ignored:

@@ -26,7 +26,9 @@ def iso(moment):
 
 
 class FakeGithub:
-    """Answers the one query of the source. `answers`: what the next calls get instead, (status, headers, body) or a function of the answer."""
+    """Answers the one query of the source. `answers`: what the next calls get instead, (status, headers, body) or a function of the
+    answer; or an event, for which the answer waits.
+    """
 
     def __init__(self):
         self.pulls, self.answers, self.asked, self.statuses = {}, deque(), [], []
@@ -77,6 +79,8 @@ class FakeGithub:
 
     async def _answer(self, request, asked):
         told = self.answers.popleft() if self.answers else None
+        if isinstance(told, asyncio.Event):
+            await told.wait()
         if isinstance(told, tuple):
             status, headers, body = told
             return Response(body if isinstance(body, bytes) else json.dumps(body), status, headers, "application/json")
@@ -93,7 +97,7 @@ class FakeGithub:
         self.remaining -= 4
         rate = {"cost": 4, "limit": 5000, "remaining": self.remaining, "resetAt": "2031-01-01T00:00:00Z"}
         answer = {"data": {"rateLimit": rate, "repository": {"pullRequests": pulls}}}
-        return Response(json.dumps(told(answer) if told else answer), media_type="application/json")
+        return Response(json.dumps(told(answer) if callable(told) else answer), media_type="application/json")
 
 
 class Github(Subject):
@@ -156,7 +160,7 @@ class Stood(Subject):
 
     async def truth(self):
         """Asked in another way than the source does: by number."""
-        asked = "{ repository(owner: \"octo\", name: \"contract\") { pullRequests(first: 100) { nodes { number title } } } }"
+        asked = '{ repository(owner: "octo", name: "contract") { pullRequests(first: 100) { nodes { number title } } } }'
         async with httpx.AsyncClient() as client:
             answer = await client.post(f"{self.service.url}/graphql", json={"query": asked}, headers={"Authorization": "token other"})
         return {str(n["number"]): n["title"] for n in answer.json()["data"]["repository"]["pullRequests"]["nodes"]}
@@ -175,7 +179,7 @@ class Stood(Subject):
         await self._put(int(key), title=f"edited {key}")
 
     async def limit(self, seconds):
-        await asyncio.to_thread(self.service.fault, do="rate_limited", seconds=seconds)
+        await asyncio.to_thread(self.service.fault, do="rate_limited", seconds=seconds, where="UPDATED_AT")
 
 
 SUBJECTS = [Github, Stood]
