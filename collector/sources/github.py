@@ -51,7 +51,7 @@ class Github:
     """One repository."""
 
     def __init__(self, name: str, options: GithubOptions, settings: CollectorSettings) -> None:
-        if not re.fullmatch(r"github:[\w.-]+/[\w.-]+", name, re.ASCII):
+        if not re.fullmatch(r"github:[\w-]+/(?!\.{1,2}$)[\w.-]+", name, re.ASCII):
             raise Misconfigured(f"sources.{name}: this names no repository", 'write it as [sources."github:owner/repo"]')
         env = options.token_env or (None if options.token_file else "GITHUB_TOKEN")
         token = secret(name, "a token of GitHub", env, options.token_file) or SecretStr("")

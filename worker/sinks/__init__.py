@@ -14,7 +14,7 @@ from worker.core.models import Delivery, Receipt
 from worker.core.settings import EffectSpec, Settings
 
 Policy = Literal["idempotent", "never_twice", "never_lost"]
-BOXED = ("jsonl", "webhook", "telegram")
+BOXED = ("jsonl", "webhook", "telegram", "github_issue")
 
 
 class Sink(Protocol):
