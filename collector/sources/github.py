@@ -25,7 +25,9 @@ from collector.sources.github_orders import Changes, History
 from collector.sources.github_pulls import Records, query
 from collector.sources.secrets import secret
 from worker.core.errors import Misconfigured, Unavailable
-from worker.core.settings import CollectorSettings, Names, Seconds
+from worker.core.models import RawRecord
+from worker.core.settings import CollectorSettings
+from worker.core.specs import Names, Seconds
 
 MOST, LEAST = 100, 5  # pull requests that GitHub gives at once; fewer where it takes too long
 EVERY = 60.0
@@ -59,10 +61,11 @@ class Github:
         self.name = name
         self.caught_up = False
         self.exclusive: tuple[str, ...] = ()
+        self.exclusive_history: tuple[str, ...] = ()
         self.limits = (limit,)
         self.every = EVERY
         self._o = options
-        self._overlap = settings.overlap
+        self._settings = settings
         self._most = self._size = min(MOST, settings.page_records)
         self._records = Records(options.ignore_fields)
         self._client = Client(name, limit, query(options.fields, reviews=options.reviews), token, options.base_url, options.timeout)
@@ -73,7 +76,7 @@ class Github:
 
     async def poll(self, position: dict[str, Any]) -> AsyncGenerator[Page, None]:
         """In the order of change, newest first. Nothing is stored where nothing happened."""
-        changes = Changes(position, dt.timedelta(seconds=self._overlap), dt.timedelta(seconds=self._o.lookback))
+        changes = Changes(position, dt.timedelta(seconds=self._settings.overlap), dt.timedelta(seconds=self._o.lookback))
         while changes.more:
             try:
                 answer = await self._changed(changes.cursor)
@@ -95,19 +98,16 @@ class Github:
         return answer
 
     async def chunk(self, position: dict[str, Any], size: int, window: Window) -> Page:
-        """In the order of opening, by as few requests as may be."""
-        history = History(position, window)
-        left = size
-        while left > 0 and history.more:
+        """In the order of opening, by as few requests as may be; fewer than `size` where they are very large."""
+        history, records, left, room = History(position, window), list[RawRecord](), size, self._settings.page_bytes
+        while history.more and left > 0 and room > 0:
             try:
                 answer = await self._client.pulls("CREATED_AT", history.direction, min(left, MOST), history.cursor)
             except LostCursor:
                 history.anew()
-                left = size
+                records, left = [], size
                 continue
-            history.take(answer)
-            left -= len(answer.nodes)
-            if not answer.nodes:
-                break
-        records = [self._records.record(n) for n in history.kept]
-        return Page(records, history.reached(), history.times(), history.ids(), quotas=history.quotas, more=history.more, total=history.total)
+            found = [self._records.record(n) for n in history.take(answer)]
+            records += found
+            left, room = left - max(len(answer.nodes), 1), room - sum(len(r.payload or r.body or "") for r in found)
+        return Page(records, history.reached(), history.times(), history.ids(), history.quotas, more=history.more, total=history.total)

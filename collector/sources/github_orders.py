@@ -87,81 +87,68 @@ class Changes:
 class History:
     """One chunk in the order of opening, begun at a position, moved by answers.
 
-    That order never changes, whatever happens to a pull request, so a cursor in it stays right. The whole history is read oldest first: new
-    ones come at its end, and the next run goes on there. A window that has a beginning is read newest first and ends there, because GitHub
-    cannot begin in the middle.
+    That order never changes, whatever happens to a pull request, so a cursor in it stays right. The whole history is read oldest first: what
+    is opened meanwhile comes at its end. A window that has a beginning is read newest first and ends there, because GitHub cannot begin in
+    the middle.
     """
 
     position: dict[str, Any]
     window: Window
     more: bool = True
     total: int | None = None
-    at: dt.datetime | None = None  # the service's clock
     quotas: tuple[Quota, ...] = ()
-    kept: list[dict[str, Any]] = field(default_factory=list)
+    _at: dt.datetime | None = None  # the service's clock
+    _numbers: list[int] = field(default_factory=list)
+    _times: list[dt.datetime] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """What a position of another shape, or of another window, says is nothing: it begins anew."""
-        self.name, self.direction = ("window", "DESC") if self.window.since else ("history", "ASC")
-        self._key = [self._iso(self.window.since), self._iso(self.window.until)] if self.window.since else []
-        found = self.position.get(self.name)
-        fits = isinstance(found, dict) and isinstance(found.get("cursor"), str) and found.get("of", []) == self._key
-        self._begin: dict[str, Any] = found if fits and isinstance(found, dict) else {}
-        self.cursor: str | None = self._begin.get("cursor")
-
-    @staticmethod
-    def _iso(when: dt.datetime | None) -> str | None:
-        return when.astimezone(dt.UTC).isoformat() if when else None
+        """A position of another shape is none."""
+        self.direction = "DESC" if self.window.since else "ASC"
+        cursor, number = self.position.get("cursor"), self.position.get("number")
+        self.cursor = cursor if isinstance(cursor, str) else None
+        self._number = number if self.cursor and type(number) is int else None
+        self._met = time_of(self.position.get("at")) if self.cursor else None
 
     def anew(self) -> None:
         """From the beginning: the service does not know the cursor."""
-        self.cursor, self._begin, self.kept = None, {}, []
+        self.cursor = self._number = self._met = None
+        self._numbers, self._times = [], []
 
-    def take(self, page: Pulls) -> None:
-        """One more page. The cursor never passes a record that was left out because it is too young for the window."""
+    def take(self, page: Pulls) -> list[dict[str, Any]]:
+        """What of one more page is in the window."""
         times = [t for n in page.nodes if (t := created(n))]
         since, until = self.window.since, self.window.until
         past = any(t < since for t in times) if since else any(t >= until for t in times) if until else False
-        self.kept += [n for n in page.nodes if self.window.holds(created(n))]
-        self.more, self.at, self.quotas = page.more and not past, page.at, page.quotas
+        kept = [n for n in page.nodes if self.window.holds(created(n))]
+        self._numbers += [n["number"] for n in kept if type(n.get("number")) is int]
+        self._times += [t for n in kept if (t := created(n))]
+        self.more, self.cursor, self._at, self.quotas = page.more and not past, page.cursor, page.at, page.quotas
         self.total = page.total if not (since or until) else None
-        if since or not past:
-            self.cursor = page.cursor
+        return kept
 
     def reached(self) -> dict[str, Any]:
-        """The position after it. A window that was read to its end begins anew the next time."""
-        if self.cursor is None or (self._key and not self.more):
-            return self.position | {self.name: {}}
-        numbers, times = self._numbers(), self._times()
-        number = (max(numbers) if self.direction == "ASC" else min(numbers)) if numbers else self._begin.get("number")
-        at = self._iso(times[-1]) if times else self._begin.get("at")
-        return self.position | {self.name: {"cursor": self.cursor, "number": number, "at": at} | ({"of": self._key} if self._key else {})}
+        ends = [n for n in (self._number, *self._numbers) if n is not None]
+        number = (max if self.direction == "ASC" else min)(ends, default=None)
+        at = self._times[-1] if self._times else self._met
+        return {"cursor": self.cursor, "number": number, "at": at.isoformat() if at else None} if self.cursor else {}
 
     def ids(self) -> tuple[int, int] | None:
         """Every pull request with such a number was seen; the numbers between them are issues."""
-        numbers, met = self._numbers(), self._begin.get("number")
-        if not numbers:
+        if not self._numbers:
             return None
-        low, high = min(numbers), max(numbers)
+        low, high = min(self._numbers), max(self._numbers) + 1
         if self.direction == "ASC":
-            return min(low, (met or 0) + 1), high + 1
-        return low, max(high + 1, met or 0)
+            return min(low, (self._number or 0) + 1), high
+        return low, max(high, self._number or 0)
 
     def times(self) -> tuple[dt.datetime, dt.datetime] | None:
         """Every pull request that was opened then was seen."""
-        times, met, now = self._times(), time_of(self._begin.get("at")), self.at
-        ends = [t for t in (met, *times) if t]
-        if not ends or now is None:
+        ends = [t for t in (self._met, *self._times) if t]
+        if not ends or self._at is None:
             return None
         if self.direction == "ASC":
-            low, high = ends[0], ends[-1] if self.more else self.window.until or max(ends[-1] + SECOND, now)
+            low, high = ends[0], ends[-1] if self.more else self.window.until or max(ends[-1] + SECOND, self._at)
         else:
-            high = met + SECOND if met else self.window.until or max(ends[0] + SECOND, now)
+            high = self._met + SECOND if self._met else self.window.until or max(ends[0] + SECOND, self._at)
             low = ends[-1] + SECOND if self.more else self.window.since or ends[-1]
         return (low, high) if low < high else None
-
-    def _numbers(self) -> list[int]:
-        return [n["number"] for n in self.kept if type(n.get("number")) is int]
-
-    def _times(self) -> list[dt.datetime]:
-        return [t for n in self.kept if (t := created(n))]

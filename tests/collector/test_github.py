@@ -150,7 +150,7 @@ async def test_a_repository_without_pull_requests_is_asked_again(fake, github):
 
 
 @pytest.mark.parametrize("position", [
-    {"mark": "yesterday", "top": 5, "cursor": ["x"]}, {"history": "x", "window": 7}, {"history": {"cursor": 5}}, {"top": "2026-01-01T00:00:00Z", "cursor": "x"},
+    {"mark": "yesterday", "top": 5, "cursor": ["x"]}, {"cursor": 5, "number": "x", "at": {}}, {"number": 9}, {"top": "2026-01-01T00:00:00Z", "cursor": "x"},
 ])  # fmt: skip
 async def test_a_position_of_another_shape_is_none(fake, github, position):
     for _ in range(3):
@@ -164,7 +164,7 @@ async def test_a_cursor_that_the_service_does_not_know_is_left(fake, github):
         fake.put()
     lost = {"mark": iso(fake.now - DAY), "top": iso(fake.now), "cursor": "not a cursor"}
     assert keys(*await polled(github(), lost)) == [3, 2, 1]
-    assert keys(*await chunks(github(), 2, position={"history": {"cursor": "not a cursor", "number": 9, "at": iso(fake.now)}})) == [1, 2, 3]
+    assert keys(*await chunks(github(), 2, position={"cursor": "not a cursor", "number": 9, "at": iso(fake.now)})) == [1, 2, 3]
 
 
 async def test_a_page_that_cannot_be_made_in_time_is_smaller_the_next_time(fake, github):
@@ -254,20 +254,24 @@ async def test_a_window_holds_what_was_opened_in_it(fake, github, since, until, 
         assert (spans[0][0], spans[-1][1] if until else 0) == (window.since or moments[0], window.until if until else 0)
     numbers = sorted(p.ids for p in pages if p.ids)
     assert (numbers[0][0], numbers[-1][1]) == (wanted[0], wanted[-1] + 1)
-    assert sorted(keys(*await chunks(github(), size, window, pages[-1].position))) in (wanted if since else [], wanted[-(len(wanted) % size) :])
-    assert set(range(1, 25)) <= {*wanted, *keys(*await chunks(github(), 30, position=pages[-1].position))}
 
 
-async def test_a_window_that_was_left_goes_on_and_another_one_begins_anew(fake, github):
+async def test_a_window_that_was_left_goes_on(fake, github):
     moments = [fake.now + dt.timedelta(seconds=n) for n in range(31)]
     for _ in range(30):
         fake.put()
-    one, other = Window(moments[11]), Window(moments[21])
-    page = await github().chunk({"history": {"cursor": "kept"}}, 5, one)
+    window = Window(moments[11])
+    page = await github().chunk({}, 5, window)
     assert keys(page) == [30, 29, 28, 27, 26]
-    assert keys(*await chunks(github(), 5, one, page.position)) == list(range(25, 10, -1))
-    assert keys(*await chunks(github(), 5, other, page.position)) == list(range(30, 20, -1))
-    assert page.position["history"] == {"cursor": "kept"}
+    fake.put()
+    assert keys(*await chunks(github(), 5, window, page.position)) == list(range(25, 10, -1))
+
+
+async def test_a_chunk_is_no_larger_than_what_may_be_held(fake, github):
+    for _ in range(250):
+        fake.put(body="x" * 5000)
+    page = await github(collector={"page_bytes": 400_000}).chunk({}, 5000, ALL)
+    assert (len(page.records), page.more) == (100, True)
 
 
 # -- what is stored
@@ -301,8 +305,7 @@ class Repository:
 
     def chunk(self, first):
         history = History(self.history, ALL)
-        history.take(self._page(history.cursor, first, "CREATED_AT", "ASC"))
-        self._store([self.records.record(n) for n in history.kept])
+        self._store([self.records.record(n) for n in history.take(self._page(history.cursor, first, "CREATED_AT", "ASC"))])
         self.history = history.reached()
 
 

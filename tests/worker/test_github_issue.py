@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from worker.core.errors import Misconfigured
 from worker.core.http import _Server
-from worker.core.settings import EffectSpec
+from worker.core.specs import EffectSpec
 from worker.sinks import build, policy_of
 
 TOKEN = "ghp_of-the-test-only"

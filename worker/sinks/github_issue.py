@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from worker.core.errors import Misconfigured
 from worker.core.models import Delivery, Receipt
-from worker.core.settings import Names
+from worker.core.specs import Names
 from worker.sinks import sink
 from worker.sinks.github_marks import LONGEST_TITLE, body_of, counted_up, first_body, harmless, mark, sent
 from worker.sinks.http import Answer, Receiver, ambiguous, bounded, from_env, retry_after
