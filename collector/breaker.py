@@ -43,10 +43,6 @@ class Breakers:
         """These have changed just now."""
         self._noted |= set(names)
 
-    def forget(self, *names: str) -> None:
-        """These are closed again."""
-        self._noted -= set(names)
-
 
 class Breaker:
     """One source in this process, with the limits that it shares with others. Nothing is asked or written while all goes well."""
@@ -82,7 +78,6 @@ class Breaker:
             await self._pool.execute("select tailrace.note_quotas($1)", orjson.dumps(told).decode())
         if met := self.names & await self._all.noted():
             await self._pool.execute("select tailrace.call_worked($1)", sorted(met))
-            self._all.forget(*met)
         for cost in page.spent:
             self.names.add(cost.name)
             if not await self._pool.fetchval("select tailrace.spend($1, $2, $3, $4)", cost.name, cost.amount, cost.most, cost.resets_at):
