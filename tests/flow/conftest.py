@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ class Receiver:
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.bodies: dict[str, Any] = {}
+        self.answers = threading.Event()  # cleared: it takes what comes, and answers later
+        self.answers.set()
         outer, lock = self, threading.Lock()
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -45,6 +48,7 @@ class Receiver:
                 with lock:
                     outer.calls[key] += 1
                     outer.bodies.setdefault(key, json.loads(body))
+                outer.answers.wait()
                 answer = json.dumps({"id": key}).encode()
                 self.send_response(200)
                 self.send_header("content-length", str(len(answer)))
@@ -61,9 +65,10 @@ class Receiver:
         http.server.ThreadingHTTPServer.request_queue_size = 256
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
+        self.answers.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -146,3 +151,9 @@ def programs(tmp_path: Path) -> Iterator[Callable[[str], Programs]]:
     yield make
     for p in made:
         p.end()
+
+
+@pytest.fixture
+def flow() -> SimpleNamespace:
+    """`programs(folder, url)` and `receiver()`, where a test needs several; it ends them itself."""
+    return SimpleNamespace(programs=Programs, receiver=Receiver)
