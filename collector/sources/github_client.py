@@ -151,7 +151,7 @@ class Client:
         """The message of an answer, short and without our token."""
         said = _json(content)
         text = str(said["message"]) if isinstance(said, dict) and "message" in said else content[:1200].decode("utf-8", "replace")
-        return text.replace(self._token.get_secret_value(), "***")[:300]
+        return text.replace(self._token.get_secret_value() or "\0", "***")[:300]
 
 
 def _json(content: bytes) -> Any:

@@ -51,7 +51,8 @@ class Records:
 
     def record(self, node: dict[str, Any]) -> RawRecord:
         """Also of one that lacks what it should have, or that jsonb cannot hold: then the defect is in meta."""
-        lacks = [what for what, there in (("no databaseId", "databaseId"), ("no author", "author")) if node.get(there) is None]
+        named = node.get("databaseId") is not None or node.get("fullDatabaseId") is not None  # the first has 31 bits: a large one is null there
+        lacks = [what for what, there in (("no databaseId", named), ("no author", node.get("author") is not None)) if not there]
         made = self._builder.build(_text(node), {"defect": ", ".join(lacks)} if lacks else {})
         number = node.get("number")
         if made.payload is not None or type(number) is not int:

@@ -339,8 +339,9 @@ async def test_what_is_missing_is_said_in_meta_and_the_rest_of_the_page_goes_on(
     fake.put(author=None)
     fake.put(databaseId=None, author=None)
     fake.put()
+    fake.put(databaseId=None, fullDatabaseId="3000000000")
     (page,) = await chunks(github(), 10)
-    assert [r.meta.get("defect") for r in page.records] == ["no databaseId", "no author", "no databaseId, no author", None]
+    assert [r.meta.get("defect") for r in page.records] == ["no databaseId", "no author", "no databaseId, no author", None, None]
     assert json.loads(page.records[3].payload) == fake.pulls[4]
     assert (iso(page.records[3].occurred_at), iso(page.records[3].source_time)) == (fake.pulls[4]["createdAt"], fake.pulls[4]["updatedAt"])
 
