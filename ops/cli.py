@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ops import config, doctor, effects, explain, init, plan, replay, sources, status, up, verify, work
+from ops import config, doctor, effects, explain, init, plan, prune, replay, sources, status, up, verify, work
 from ops.migrate import migrate
 from ops.table import as_json
 from worker.core import options
@@ -49,6 +49,8 @@ def parse(argv: Sequence[str]) -> Any:
     made.add_argument("action", nargs="?", default="report", choices=("report", "reset"))
     for name, text in (("plan", "what a replay of a version would do, take and cost"), ("replay", "work on the history as another version")):
         _replaying(command(name, text, changes=name == "replay"), name)
+    made = command("prune", "drop results of retired versions that nobody needs any more", changes=True)
+    made.add_argument("--pipeline", metavar="P")
     _effects(command("effects", "what versions wanted to send, what the gate said, what the world got", prints=False))
     made = command("explain", "one raw record, from its revisions to its deliveries")
     made.add_argument("raw_id", type=int, metavar="RAW_ID")
@@ -115,6 +117,7 @@ def _main(given: Any) -> int:
         "runs": lambda: work.runs(settings, given.action, given.id, json=given.json, dry_run=given.dry_run),
         "retry": lambda: work.retry(settings, given.pipeline, given.raw_id, every=given.all, json=given.json, dry_run=given.dry_run),
         "stale": lambda: work.stale(settings, given.action, json=given.json, dry_run=given.dry_run),
+        "prune": lambda: prune.prune(settings, given.pipeline, json=given.json, dry_run=given.dry_run),
         "plan": lambda: plan.plan(settings, loaded, given, parse_window(given.since, given.until)),
         "replay": lambda: replay.replay(settings, loaded, given, parse_window(given.since, given.until)),
         "effects": lambda: _on_effects(settings, given),
