@@ -164,17 +164,18 @@ class Served(Protocol):
 
 
 async def ahead(pages: AsyncGenerator[Page, None]) -> AsyncGenerator[Page, None]:
-    """The same pages; the next one is made while the one before is being stored."""
+    """The same pages; the next one is made while the one before is being stored. What costs is not asked for before the last cost is booked."""
+    coming: asyncio.Future[Page | None] | None = None
     async with aclosing(pages):
-        coming = asyncio.ensure_future(anext(pages, None))
         try:
-            while (page := await coming) is not None:
-                coming = asyncio.ensure_future(anext(pages, None))
+            while (page := await (coming or anext(pages, None))) is not None:
+                coming = None if page.spent else asyncio.ensure_future(anext(pages, None))
                 yield page
         finally:
-            coming.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await coming
+            if coming is not None:
+                coming.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await coming
 
 
 @dataclass(frozen=True, slots=True)
