@@ -21,7 +21,7 @@ from collector.sources.x_reach import Reach, number
 from collector.sources.x_recheck import Recheck
 from worker.core.errors import Misconfigured
 from worker.core.models import RawRecord
-from worker.core.settings import CollectorSettings, Names, Seconds, listed
+from worker.core.settings import CollectorSettings, Names, Seconds, listed, utcnow
 
 _HANDLE = re.compile(r"@?([A-Za-z0-9_]{1,15})")
 EVERY = 300.0
@@ -82,7 +82,7 @@ class X:
         return f"{what} ({self._reach}; {money})"
 
     async def poll(self, position: dict[str, Any]) -> AsyncGenerator[Page, None]:
-        since = number(position, "since") or snowflake(dt.datetime.now(dt.UTC) - BEGIN)
+        since = number(position, "since") or snowflake(utcnow() - BEGIN)
         top, until, count = (number(position, name) for name in ("top", "until", "count"))
         async with aclosing(self._sheets(self._reach.since(since), until)) as sheets:
             async for found in sheets:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from collector.sources.answers import Spent
+from worker.core.settings import utcnow
 
 NAME = "x:money"  # one budget for all sources of X: X bills an app, not an account that is read
 _MOST = 200_000  # ids remembered in one day; what is read after them counts each time
@@ -32,7 +33,7 @@ class Bill:
 
     def add(self, what: Literal["post", "user"], ids: Iterable[str]) -> None:
         """These were read now."""
-        today = dt.datetime.now(dt.UTC).date()
+        today = utcnow().date()
         if today != self._day:
             self._day, self._read = today, set()
         fresh = {(what, i) for i in ids} - self._read
@@ -45,4 +46,4 @@ class Bill:
         amount, self._open = self._open, 0.0
         if self._most is None or not amount:
             return ()
-        return (Spent(NAME, round(amount, 9), self._most, end_of(self._period, dt.datetime.now(dt.UTC))),)
+        return (Spent(NAME, round(amount, 9), self._most, end_of(self._period, utcnow())),)

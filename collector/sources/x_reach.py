@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from collector.sources.x_posts import snowflake, time_of
+from worker.core.settings import utcnow
 
 _WEEK = dt.timedelta(days=7) - dt.timedelta(minutes=5)  # of a search; a little less, for clocks that differ
 _MOST, _WITHOUT_REPLIES = 3200, 800  # posts of an account
@@ -54,4 +55,4 @@ class Reach:
 
     @staticmethod
     def _oldest() -> int:
-        return snowflake(dt.datetime.now(dt.UTC) - _WEEK)
+        return snowflake(utcnow() - _WEEK)

@@ -11,6 +11,7 @@ from collector.sources import Known
 from collector.sources.x_posts import Sheet, snowflake
 from collector.sources.x_reach import Reach, number
 from worker.core.models import RawRecord
+from worker.core.settings import utcnow
 
 
 class Looked(NamedTuple):
@@ -46,7 +47,10 @@ class Recheck:
         low = number(position, "low") if going else self._lowest(newest, number(kept, "from"))
         upper, count = going or newest + 1, number(position, "count") if going else 0
         edited = set(map(str, position.get("edited", []))) if going else set()
-        if not self._window or low >= upper:
+        if not self._window:
+            return
+        if low >= upper:
+            yield Looked([], [], upper, upper, kept)
             return
         async with aclosing(read(self._reach.since(low - 1), going)) as sheets:
             async for sheet in sheets:
@@ -67,4 +71,4 @@ class Recheck:
 
     def _lowest(self, newest: int, beginning: int) -> int:
         """Ids of one length only, since keys are compared as text."""
-        return max(snowflake(dt.datetime.now(dt.UTC) - self._window), beginning + 1, int("1".ljust(len(str(newest)), "0")))
+        return max(snowflake(utcnow() - self._window), beginning + 1, int("1".ljust(len(str(newest)), "0")))

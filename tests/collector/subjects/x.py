@@ -37,6 +37,7 @@ class FakeX:
     def add(self, text, at=None, **more):
         """A post; returns its id, which is its time."""
         when = at or dt.datetime.now(dt.UTC)
+        when = when.replace(microsecond=when.microsecond // 1000 * 1000)
         number = snowflake(when)
         while str(number) in self.posts:
             number += 1
