@@ -34,7 +34,7 @@ class Scripted:
 
     def __init__(self, name, options, _settings):
         self.name, self.caught_up, self.limits = name, False, ()
-        self.exclusive = tuple(options.exclusive)
+        self.exclusive, self.exclusive_history = tuple(options.exclusive), ()
         self.calls, self.coming, self.missed = 0, asyncio.Queue(), []
         self.gap = asyncio.Event()
         Scripted.scripts[name] = self
