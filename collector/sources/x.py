@@ -21,7 +21,8 @@ from collector.sources.x_reach import Reach, number
 from collector.sources.x_recheck import Recheck
 from worker.core.errors import Misconfigured
 from worker.core.models import RawRecord
-from worker.core.settings import CollectorSettings, Names, Seconds, listed, utcnow
+from worker.core.settings import CollectorSettings, utcnow
+from worker.core.specs import Names, Seconds, listed
 
 _HANDLE = re.compile(r"@?([A-Za-z0-9_]{1,15})")
 EVERY = 300.0
@@ -60,12 +61,14 @@ class X:
         self.name = name
         self.caught_up = False
         self.exclusive: tuple[str, ...] = ()
+        self.exclusive_history: tuple[str, ...] = ()
         self.limits: tuple[str, ...] = (NAME, "x:search" if options.query else "x:timeline")
         self.every = EVERY
         self.gap = asyncio.Event()
         self._o = options
         self._handle = _handle(name, options)
         self._user = ""
+        self._count: int | None = None
         token = secret(name, "the bearer token", options.token_env, options.token_file)
         if token is None:
             raise Misconfigured(f"sources.{name}: X needs a bearer token", "name one by token_env or token_file")
@@ -122,7 +125,7 @@ class X:
                 yield self._page(records, look.position, span(look.lower, look.upper - 1))
 
     def _page(self, records: list[RawRecord], position: dict[str, Any], times: Span | None, *, more: bool = True) -> Page:
-        return Page(records, position, times, quotas=self._quotas, spent=self._bill.spent(), more=more)
+        return Page(records, position, times, quotas=self._quotas, spent=self._bill.spent(), more=more, total=self._reach.of(self._count))
 
     async def _sheets(self, since: int, until: int) -> AsyncGenerator[Sheet, None]:
         """All posts between these ids, both excluded; 0: no bound."""
@@ -150,7 +153,7 @@ class X:
     async def _account(self) -> str:
         """Its id, looked up once."""
         if not self._user:
-            self._user = await self._client.user(self._handle)
+            self._user, self._count = await self._client.user(self._handle)
             self._bill.add("user", [self._user])
         return self._user
 

@@ -80,13 +80,15 @@ class Client:
         self._transport = Transport(token, base_url)
         self.aclose = self._transport.aclose
 
-    async def user(self, handle: str) -> str:
-        """The id of an account."""
-        found, _ = await self._ask("user", self._transport.get_user(username=handle))
+    async def user(self, handle: str) -> tuple[str, int | None]:
+        """The id of an account, and how many posts it has."""
+        found, _ = await self._ask("user", self._transport.get_user(username=handle, user_fields=["public_metrics"]))
         user = value(found, "data")
         if not isinstance(user, dict) or not isinstance(user.get("id"), str):
-            raise Unavailable(f"X tells no id of {handle!r}")
-        return str(user["id"])
+            raise Unavailable(f"X tells no id of {handle!r}", _AGAIN)
+        metrics = user.get("public_metrics")
+        count = metrics.get("tweet_count") if isinstance(metrics, dict) else None
+        return user["id"], count if isinstance(count, int) else None
 
     async def timeline(self, user: str, **asked: Any) -> tuple[dict[str, str], tuple[Quota, ...]]:
         """One page of an account's posts: the members of the answer, and what is left of the limit."""

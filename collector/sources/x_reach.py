@@ -33,6 +33,10 @@ class Reach:
     def __str__(self) -> str:
         return "X shows the last 7 days" if self._search else f"X shows the last {self._most:,} posts"
 
+    def of(self, posts: int | None) -> int | None:
+        """How many of so many posts of an account are shown; None where nobody knows."""
+        return None if posts is None or self._excluded else min(posts, self._most)
+
     def since(self, since: int) -> int:
         """The lower bound to ask for, excluded; 0: none, for a search refuses one that it does not reach."""
         return 0 if self._search and since < self._oldest() else since

@@ -466,23 +466,40 @@ async def running(config, url):
         await asyncio.wait_for(task, 20)
 
 
+SPENT = "select reason, open_until from tailrace.quotas where name = 'x:money' and breaker = 'open'"
+
+
 async def test_a_spent_budget_stops_the_reading_until_the_next_period_begins(fake, settings, db_url, pool, clock, eventually, monkeypatch):
-    monkeypatch.setattr("collector.breaker.LOOK", 0.1)
     keys = fill(fake, 350)
-    count = "select count(*) from tailrace.raw_records"
-    config = settings(every=0.1, budget=0.9, budget_period="day")  # 0.01 for the account, 0.50 for each full page
+    config = settings(every=0.1, budget=0.9, budget_period="day", recheck=0)  # 0.01 for the account, 0.50 for each full page
     async with running(config, db_url):
-        row = await eventually(lambda: pool.fetchrow("select reason, open_until from tailrace.quotas where name = 'x:money' and breaker = 'open'"))
+        row = await eventually(lambda: pool.fetchrow(SPENT))
         assert row["reason"] == "the budget of 0.9 is spent"
         assert abs(row["open_until"] - x_money.end_of("day", dt.datetime.now(dt.UTC))) < dt.timedelta(seconds=1)
-        assert await pool.fetchval(count) == 200
-        assert len(fake.reads()) == 2
-        tomorrow = row["open_until"] + dt.timedelta(seconds=5)
-        monkeypatch.setattr(x_money, "utcnow", lambda: tomorrow)
-        await clock.set(tomorrow)
+    assert await pool.fetchval("select count(*) from tailrace.raw_records") == 200
+    async with running(config, db_url):  # a restart spends nothing
+        await eventually(lambda: pool.fetchval("select count(*) from tailrace.cursors"))
+    assert len(fake.reads()) == 2
+    tomorrow = row["open_until"] + dt.timedelta(seconds=5)
+    monkeypatch.setattr(x_money, "utcnow", lambda: tomorrow)
+    await clock.set(tomorrow)
+    async with running(config, db_url):
         await eventually(lambda: all_there(pool, keys))
-        row = await pool.fetchrow("select remaining, resets_at from tailrace.quotas where name = 'x:money'")
-        assert (round(row["remaining"], 3), row["resets_at"]) == (0.9 - 150 * 0.005 - 0.01, x_money.end_of("day", tomorrow))
+    row = await pool.fetchrow("select remaining, resets_at from tailrace.quotas where name = 'x:money'")
+    assert (round(row["remaining"], 3), row["resets_at"]) == (round(0.9 - 150 * 0.005 - 0.01, 3), x_money.end_of("day", tomorrow))
+
+
+async def test_a_running_collector_goes_on_by_itself_when_its_budget_begins_anew(fake, settings, db_url, pool, eventually, monkeypatch):
+    begun = dt.datetime.now(dt.UTC)
+    monkeypatch.setattr("collector.breaker.LOOK", 0.1)
+    monkeypatch.setattr(x_money, "end_of", lambda _, now: begun + dt.timedelta(seconds=3 + 3600 * (now - begun > dt.timedelta(seconds=3))))
+    keys = fill(fake, 150)
+    async with running(settings(every=0.1, budget=0.5), db_url):
+        await eventually(lambda: pool.fetchrow(SPENT))
+        assert len(fake.reads()) == 1
+        assert dt.datetime.now(dt.UTC) - begun < dt.timedelta(seconds=3)
+        await eventually(lambda: all_there(pool, keys))
+        assert dt.datetime.now(dt.UTC) - begun > dt.timedelta(seconds=3)
 
 
 async def all_there(pool, keys):

@@ -79,7 +79,8 @@ class FakeX:
     async def _user(self, request):
         refused = await self._before(request)
         name = request.path_params["name"]
-        return refused or self._said(self.errors.get(name) or {"data": {k: v for k, v in AUTHOR.items() if k != "public_metrics"}})
+        metrics = {"public_metrics": AUTHOR["public_metrics"] | {"tweet_count": len(self.posts)}}
+        return refused or self._said(self.errors.get(name) or {"data": AUTHOR | metrics})
 
     async def _list(self, request):
         if refused := await self._before(request):
