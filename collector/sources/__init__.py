@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -175,8 +175,7 @@ async def ahead(pages: AsyncGenerator[Page, None]) -> AsyncGenerator[Page, None]
         finally:
             if coming is not None:
                 coming.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await coming
+                await asyncio.gather(coming, return_exceptions=True)
 
 
 @dataclass(frozen=True, slots=True)
