@@ -127,7 +127,7 @@ def _digest(entry: dict[str, Any], raw: str | None, ignored: frozenset[str]) -> 
     seen = {
         **{name: entry[name] for name in ("title", "link", "summary") if entry.get(name)},
         "content": [[part.get("type"), part.get("value")] for part in _dicts(entry, "content")],
-        "enclosures": [[part.get("href"), part.get("type")] for part in _dicts(entry, "enclosures")],
+        "enclosures": [[part.get("href"), part.get("type")] for part in _dicts(entry, "links") if part.get("rel") == "enclosure"],
     }
     kept = {name: value for name, value in seen.items() if value and name not in ignored}
     return digest_of(json.dumps(kept or raw or entry, sort_keys=True).encode())

@@ -121,20 +121,20 @@ def lines(data: bytes, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The feed, then its entries in its own order. Where it cannot be read at once, each of them apart: what is wrong with one is told."""
     found = within(WHOLE, cut, data, asked["type"])
     raw = [found.text[first:end] for first, end in found.spans]
-    feed = None
+    feed, recoded = None, {**asked, "type": "application/xml; charset=utf-8"}
     if all(len(piece) <= asked["most"] for piece in raw):
         with suppress(*((Exception, Late) if raw else ())):  # without entries to be read apart, it is what is wrong with the feed
             feed = within(WHOLE, parse, data, asked)
+            if raw and not feed.entries:  # another encoding than it says
+                feed = within(WHOLE, parse, found.text, recoded)
     if feed is None:
         before = found.text[: found.spans[0][0]]
-        yield head(within(WHOLE, parse, before + found.foot, asked), found, data)
-        for piece in raw:
-            yield _apart(before, piece, found.foot, asked)
+        yield head(within(WHOLE, parse, before + found.foot, recoded), found, data)
+        yield from (_apart(before, piece, found.foot, recoded) for piece in raw)
         return
     yield head(feed, found, data)
     paired = len(feed.entries) == len(raw)
-    for n, entry in enumerate(feed.entries):
-        yield {"entry": plain(entry), "raw": raw[n].decode() if paired else None}
+    yield from ({"entry": plain(entry), "raw": raw[n].decode() if paired else None} for n, entry in enumerate(feed.entries))
 
 
 def _apart(before: bytes, piece: bytes, foot: bytes, asked: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def head(feed: Any, found: Cut, data: bytes) -> dict[str, Any]:
     links = {link.get("rel"): link.get("href") for link in reversed(about.get("links", []))}
     said = {name: about.get(key) for name, key in (("ttl", "ttl"), ("period", "sy_updateperiod"), ("frequency", "sy_updatefrequency"))}
     said |= {"version": feed.get("version", ""), "names": feed.get("namespaces", {}), "next": links.get("next") or links.get("prev-archive")}
-    said |= {"whole": found.sound or bool(_END.search(data[-HEAD:])), "problem": repr(feed.get("bozo_exception", ""))[:200]}
+    said |= {"whole": found.sound or bool(_END.search(data[-HEAD:])), "problem": repr(feed["bozo_exception"])[:200] if feed.get("bozo") else ""}
     return {name: plain(value) for name, value in said.items()}
 
 
