@@ -108,7 +108,7 @@ class Rss:
     async def fetch(self, position: dict[str, Any]) -> AsyncGenerator[Page, None]:
         """The feed as it is, and the older pages that it links to."""
         url, last, n = position.get("page") or self._url, position.get("after"), int(number(position.get("number")))
-        visited, shared = set(), _texts(position.get("shared"))
+        visited, shared = {self._url} - {url}, _texts(position.get("shared"))
         while url and n < self._o.pages and url not in visited:
             visited.add(url)
             feed = await self._read(await self._client.get(url, {}))
