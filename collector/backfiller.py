@@ -7,6 +7,7 @@ import datetime as dt
 import time
 from collections.abc import Iterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
@@ -24,10 +25,24 @@ from worker.core import db
 from worker.core.settings import Settings
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a backfill may be told; the options of the command have the same names."""
+
+    max_records: int | None = None
+    max_chunks: int | None = None
+    max_minutes: float | None = None
+    chunk_size: int | None = None
+    dry_run: bool = False
+
+
 class Backfill:
     """One pass over some sources. What it may read in all is shared by them; one that fails does not stop the rest."""
 
-    def __init__(self, pool: asyncpg.Pool, settings: Settings, given: Any, since: dt.datetime | None, until: dt.datetime | None) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool, settings: Settings, given: Any, since: dt.datetime | None, until: dt.datetime | None, means: Means | None = None
+    ) -> None:
+        """`means` are those of a running collector, where it is a part of one."""
         c = settings.collector
         self._pool = pool
         self._settings = settings
@@ -36,10 +51,12 @@ class Backfill:
         self._bounds = Bounds(c.chunk_floor, c.chunk_ceiling, c.chunk_seconds)
         until = time.monotonic() + given.max_minutes * 60 if given.max_minutes else None
         self.allowed = Allowance(given.max_records, until, given.max_chunks, given.chunk_size)
-        self.turns = Turns(pool)
         self._board = Board()
-        self._appender = Appender(pool, enqueue=settings.enqueue, bells=c.bells_per_second)
-        self._means = Means(pool, self._appender, self._patiently, Breakers(pool), self.turns, c)
+        self._guest = means is not None
+        self._means = means or Means(
+            pool, Appender(pool, enqueue=settings.enqueue, bells=c.bells_per_second), self._patiently, Breakers(pool), Turns(pool), c
+        )
+        self._appender, self.turns = self._means.appender, self._means.turns
 
     @property
     def stop(self) -> asyncio.Event:
@@ -56,7 +73,7 @@ class Backfill:
         held: list[str] = []
         try:
             for name in taken:
-                if holder := await self._patiently(self.turns.take, name):
+                if holder := await self._means.patiently(self.turns.take, name):
                     report.error = f"{name} is in use by {holder}: stop that one, or give this one a session of its own"
                     return report
                 held.append(name)
@@ -66,8 +83,8 @@ class Backfill:
         finally:
             progress.show(report.seen, last=True, total=report.total)
             for name in held:
-                await self._patiently(self.turns.drop, name)
-            if isinstance(source, Closing):
+                await self._means.patiently(self.turns.drop, name)
+            if isinstance(source, Closing) and not self._guest:
                 await source.aclose()
         return report
 

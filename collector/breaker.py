@@ -12,6 +12,7 @@ import orjson
 
 from collector.sources import Page, Source
 from collector.sources.answers import Denied, Limited
+from worker.core.crashpoint import crashpoint
 from worker.core.events import emit
 from worker.core.service import rest_or_wake
 
@@ -42,11 +43,6 @@ class Breakers:
     def note(self, *names: str) -> None:
         """These have changed just now."""
         self._noted |= set(names)
-
-    def forget(self, *names: str) -> None:
-        """These are closed again, unless they say how long to wait: the next look is a fresh one."""
-        self._noted -= set(names)
-        self._looked = -FRESH
 
 
 class Breaker:
@@ -83,7 +79,6 @@ class Breaker:
             await self._pool.execute("select tailrace.note_quotas($1)", orjson.dumps(told).decode())
         if met := self.names & await self._all.noted():
             await self._pool.execute("select tailrace.call_worked($1)", sorted(met))
-            self._all.forget(*met)
         left = True
         for cost in page.spent:
             self.names.add(cost.name)
@@ -97,6 +92,7 @@ class Breaker:
         if isinstance(error, Limited):
             self.names.add(error.name)
             await self._hold([self._name, error.name], error.seconds, error)
+            crashpoint("after-limit-before-wait")
             emit("source.limited", source=self._source, limit=error.name, seconds=error.seconds, reason=error.args[0])
             return error.seconds
         if isinstance(error, Denied):

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from worker.core.crashpoint import crashpoint
 from worker.core.events import emit
 from worker.core.models import Context, Done, Fail, Outage, Outcome, Record, Retry, Skip
 from worker.jobs import Slice
@@ -148,6 +149,7 @@ class Executor:
         if isinstance(value, BaseException):
             if isinstance(value, Outage):
                 await self._pause(self._runnable, value)
+                crashpoint("after-outage-before-retry")
             emit("processor.failed", pipeline=self._runnable.pipeline, version=self._runnable.version, error=repr(value))
             return failed(value)
         return checked(value)

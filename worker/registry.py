@@ -15,6 +15,7 @@ import asyncpg
 import orjson
 from pydantic import ValidationError
 
+from worker.core.crashpoint import crashpoint
 from worker.core.db import mapped
 from worker.core.errors import Misconfigured, nearest
 from worker.core.events import emit
@@ -131,6 +132,7 @@ async def _register(pool: asyncpg.Pool, pipeline: str, spec: PipelineSpec, found
             "select * from tailrace.register_version($1, $2, $3, $4, $5, $6, $7, $8)",
             pipeline, name, fingerprint, orjson.dumps(stored).decode(), size, _wants(spec.sources), spec.promote, actor,
         )  # fmt: skip
+    crashpoint("after-register-before-claim")
     emit("version.registered", pipeline=pipeline, version=name, id=row["version_id"], state=row["state"], created=row["created"], live=row["live"])
     concurrency = spec.concurrency or found.concurrency or (8 if inspect.iscoroutinefunction(found.function) else 1)
     return Runnable(pipeline, found, spec, name, row["version_id"], row["state"], options, size, concurrency, spec.deadline or found.deadline)
