@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from typing import Annotated, Any, Literal
 
@@ -94,7 +95,7 @@ class Rss:
             return
         feed = await self._read(answer)
         shared = _texts(position.get("shared"))
-        made = records(feed, self._ignored, shared)
+        made = await asyncio.to_thread(records, feed, self._ignored, shared)
         after |= {"pace": pace(feed.about), "shared": remembered(shared)}
         self._told = max(pace(feed.about), answer.max_age)
         known = self._stored[1] if self._stored[0] == position.get("seen") else {}  # a position that names it says that all of it is stored
@@ -112,7 +113,7 @@ class Rss:
         while url and n < self._o.pages and url not in visited:
             visited.add(url)
             feed = await self._read(await self._client.get(url, {}))
-            made = records(feed, self._ignored, shared)
+            made = await asyncio.to_thread(records, feed, self._ignored, shared)
             keys = [r.external_id for r in made]
             for part in self._cut(made[keys.index(last) + 1 if last in keys else 0 :]):
                 yield Page(part, self._at(url, n, part[-1].external_id if part else last, shared))

@@ -39,9 +39,9 @@ async def read(body: bytes, content_type: str, base: str, most: int) -> Feed:
     place = _places.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(os.cpu_count() or 1))
     async with place:
         told, said, code = await _run(json.dumps({"type": content_type, "url": base, "most": most}), body)
-    if code:
-        raise Unavailable(f"the feed cannot be read: {said or 'it takes too long or too much memory'}", "tried again by itself")
-    about, *entries = await asyncio.to_thread(_decoded, told)
+        if code:
+            raise Unavailable(f"the feed cannot be read: {said or 'it takes too long or too much memory'}", "tried again by itself")
+        about, *entries = await asyncio.to_thread(_decoded, told)
     if not about["version"] and not entries:
         raise Unavailable(
             f"this is no feed: {about['problem'] or 'there is no feed in it'}", "see whether the address is right; tried again by itself"

@@ -100,7 +100,7 @@ class X:
     async def chunk(self, position: dict[str, Any], size: int, window: Window) -> Page:
         """Newest first, bounded by ids: what comes meanwhile moves nothing."""
         since = snowflake(window.since) - 1 if window.since else 0
-        bounds = (number(position, "until"), snowflake(window.until) if window.until else 0)
+        bounds = (number(position, "until"), snowflake(window.until) if window.until and window.until < utcnow() else 0)
         until = min(filter(None, bounds), default=0)
         if self._reach.ended(until):
             return Page([], position, more=False)

@@ -7,10 +7,11 @@ import contextlib
 import datetime as dt
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from collector import live
+from collector import backfill, live
 from collector.sources import Window, ahead, x_money
 from collector.sources.answers import Denied, Limited
 from collector.sources.building import build
@@ -504,6 +505,38 @@ async def test_a_running_collector_goes_on_by_itself_when_its_budget_begins_anew
 
 async def all_there(pool, keys):
     return await pool.fetchval("select count(*) from tailrace.raw_records where external_id = any($1)", keys) == len(keys)
+
+
+def asked(**more):
+    nothing = dict.fromkeys(("max_records", "max_chunks", "chunk_size", "max_minutes", "source"))
+    return SimpleNamespace(**nothing, dry_run=False, force_enqueue=False, parallel=1, json=True, **more)
+
+
+async def test_a_history_that_is_there_is_not_paid_for_again(fake, settings, db_url, pool, monkeypatch):
+    fill(fake, 150)
+    made = []
+    monkeypatch.setattr(backfill, "build", lambda *args: made.append(build(*args)) or made[-1])
+    for reads in (3, 1):  # the second one is asked for its size alone
+        fake.calls.clear()
+        assert await backfill.backfill(settings(), db_url, asked(), (None, None)) == 0
+        assert len(fake.reads()) == reads
+    assert await pool.fetchval("select count(*) from tailrace.raw_records") == 150
+    assert [source._client._transport.session for sources in made for source in sources.values()] == [None, None]
+
+
+async def test_a_backfill_pauses_where_its_budget_is_spent_and_goes_on_in_the_next_period(fake, settings, db_url, pool, eventually, monkeypatch):
+    period, begun = dt.timedelta(seconds=4), dt.datetime.now(dt.UTC)
+    monkeypatch.setattr(x_money, "end_of", lambda _, now: begun + period * (1 + (now - begun) // period))
+    keys = fill(fake, 250)
+    running = asyncio.create_task(backfill.backfill(settings(budget=0.9), db_url, asked(), (None, None)))
+    paused = "select reason, resume_at from tailrace.runs where state = 'paused' and resume_at is not null"
+    row = await eventually(lambda: pool.fetchrow(paused))
+    assert row["reason"].startswith("x:money: ")
+    assert row["resume_at"] - begun < period * 2
+    there = await pool.fetchval("select count(*) from tailrace.raw_records")
+    assert 100 <= there <= 180, "what 0.90 USD buy, less what is left to the tail"
+    assert await asyncio.wait_for(running, 60) == 0
+    assert await all_there(pool, keys)
 
 
 # -- the end -------------------------------------------------------------------------------------------
