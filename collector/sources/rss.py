@@ -57,7 +57,7 @@ class Rss:
         self._shown = url.host if self._hidden else f"{url.host}{url.path}"
         self._base = f"{url.scheme}://{url.netloc.decode()}/" if self._hidden else self._url
         login = secret(name, "the Authorization header", options.authorization_env, options.authorization_file)
-        self._client = Client(name, self._shown, options.user_agent, login, options.max_bytes)
+        self._client = Client(name, self._shown, url, options.user_agent, login, options.max_bytes)
         self._ignored = frozenset(options.ignore)
         self.limits: tuple[str, ...] = (limit_of(self._shown),)
         self._every, self._told = EVERY, 0.0

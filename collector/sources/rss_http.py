@@ -40,10 +40,11 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """Asks for the documents of one feed. `shown` names it in messages: its address may be a secret."""
+    """Asks for the documents of one feed. `shown` names it in messages: its address may be a secret. `home`: who may see its login."""
 
-    def __init__(self, source: str, shown: str, agent: str, authorization: SecretStr | None, most: int) -> None:
+    def __init__(self, source: str, shown: str, home: httpx.URL, agent: str, authorization: SecretStr | None, most: int) -> None:
         self._source, self._shown, self._most = source, shown, most
+        self._home = _origin(home)
         self._headers = {
             "user-agent": agent,
             "accept": "application/atom+xml, application/rss+xml, application/xml;q=0.9, */*;q=0.5",
@@ -60,10 +61,9 @@ class Client:
             raise Unavailable(f"no answer from {self._shown}: {type(error).__name__}", _AGAIN) from None
 
     async def _follow(self, client: httpx.AsyncClient, url: httpx.URL, validators: dict[str, str]) -> Answer:
-        first, moved, permanent = url, None, True
+        moved, permanent = None, True
         for _ in range(HOPS):
-            own = (url.scheme, url.host, url.port) == (first.scheme, first.host, first.port)
-            secret = {"authorization": self._authorization.get_secret_value()} if self._authorization and own else {}
+            secret = {"authorization": self._authorization.get_secret_value()} if self._authorization and _origin(url) == self._home else {}
             async with client.stream("GET", url, headers={**validators, **secret}) as response:
                 if not response.has_redirect_location:
                     return await self._answer(response, moved, asked=bool(validators))
@@ -101,6 +101,10 @@ class Client:
         if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
             return Denied(self._source, said, "it needs a login (authorization_env, authorization_file), or does not like us (user_agent)")
         return Unavailable(said, _AGAIN)
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
 
 
 def checked(name: str, address: str) -> httpx.URL:

@@ -163,9 +163,12 @@ async def test_a_login_is_sent_to_its_own_host_alone(fake, make, tmp_path):
     other = FakeFeed()
     other.serve(fake.body.decode())
     async with Local(other.app) as elsewhere:
-        fake.answers["/feed.xml"] = (302, {"location": f"{elsewhere.url}/feed.xml"}, b"")
-        await read(rss)
-    assert "authorization" not in other.calls[-1][1]
+        fake.answers["/feed.xml"] = (301, {"location": f"{elsewhere.url}/feed.xml"}, b"")
+        _, position = await read(rss)
+        await read(rss, position)
+    assert [path for path, _ in fake.calls] == ["/feed.xml"] * 2, "it has moved for good"
+    assert len(other.calls) == 2
+    assert not [headers for _, headers in other.calls if "authorization" in headers]
 
 
 async def test_an_address_that_is_a_secret_is_in_nothing_that_anybody_sees(fake, make, tmp_path, monkeypatch):
