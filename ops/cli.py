@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ops import config, doctor, effects, explain, init, plan, prune, replay, sources, status, up, verify, work
+from ops import config, doctor, effects, explain, init, plan, promote, prune, replay, sources, status, up, verify, work
 from ops.migrate import migrate
 from ops.table import as_json
 from worker.core import options
@@ -49,6 +49,14 @@ def parse(argv: Sequence[str]) -> Any:
     made.add_argument("action", nargs="?", default="report", choices=("report", "reset"))
     for name, text in (("plan", "what a replay of a version would do, take and cost"), ("replay", "work on the history as another version")):
         _replaying(command(name, text, changes=name == "replay"), name)
+    made = command("promote", "make a version live, or a canary, if the gate lets it; exit 0 done, 1 no, 2 not enough evidence", changes=True)
+    made.add_argument("pipeline", metavar="PIPELINE")
+    made.add_argument("version", metavar="VERSION")
+    made.add_argument("--percent", type=options.percent, metavar="N", help="it speaks for so many percent of the records only; 0 ends a canary")
+    made.add_argument("--force", action="store_true", help="whatever the gate says; it is written down")
+    made = command("rollback", "make the version live again that was live before", changes=True)
+    made.add_argument("pipeline", nargs="?", metavar="PIPELINE")
+    made.add_argument("--to", metavar="VERSION", help="another one than the one before")
     made = command("prune", "drop results of retired versions that nobody needs any more", changes=True)
     made.add_argument("--pipeline", metavar="P")
     _effects(command("effects", "what versions wanted to send, what the gate said, what the world got", prints=False))
@@ -117,6 +125,8 @@ def _main(given: Any) -> int:
         "runs": lambda: work.runs(settings, given.action, given.id, json=given.json, dry_run=given.dry_run),
         "retry": lambda: work.retry(settings, given.pipeline, given.raw_id, every=given.all, json=given.json, dry_run=given.dry_run),
         "stale": lambda: work.stale(settings, given.action, json=given.json, dry_run=given.dry_run),
+        "promote": lambda: promote.promote(settings, given),
+        "rollback": lambda: promote.rollback(settings, given),
         "prune": lambda: prune.prune(settings, given.pipeline, json=given.json, dry_run=given.dry_run),
         "plan": lambda: plan.plan(settings, loaded, given, parse_window(given.since, given.until)),
         "replay": lambda: replay.replay(settings, loaded, given, parse_window(given.since, given.until)),

@@ -30,7 +30,7 @@ def promote(settings: Settings, given: Any) -> int:
         live = chosen.find(connection, pipeline, None) if version.live_id else None
         if live and live.id == version.id:
             raise Misconfigured(f"{pipeline} {version.name} is live already", "`tailrace rollback` goes back to the one before")
-        verdict = gate.judge(connection, settings, live, version)
+        verdict = gate.judge(connection, live, version)
         allowed = given.force or verdict["verdict"] in ("pass", "no gate")
         if not given.dry_run:
             _note(connection, version, live, verdict, forced=given.force and _EXIT[verdict["verdict"]] != 0)
@@ -98,7 +98,10 @@ def rollback(settings: Settings, given: Any) -> int:
         as_json(facts)
     else:
         would = "would be" if given.dry_run else "is"
-        print(f"{pipeline}: {target.name} {would} live again, {live.name} was" + (f"; {missing:,} records that came meanwhile {would} opened for it" if missing else ""))
+        print(
+            f"{pipeline}: {target.name} {would} live again, {live.name} was"
+            + (f"; {missing:,} records that came meanwhile {would} opened for it" if missing else "")
+        )
     return 0
 
 
