@@ -47,6 +47,17 @@ def parse(argv: Sequence[str]) -> Any:
     made.add_argument("--all", action="store_true", help="all pipelines")
     made = command("stale", "claims past their lease", changes=True)
     made.add_argument("action", nargs="?", default="report", choices=("report", "reset"))
+    _versions(command)
+    _effects(command("effects", "what versions wanted to send, what the gate said, what the world got", prints=False))
+    made = command("explain", "one raw record, from its revisions to its deliveries")
+    made.add_argument("raw_id", type=int, metavar="RAW_ID")
+    command("config", "every setting, its value and where it comes from")
+    command("doctor", "what is wrong or soon will be; exit code 1 if anything fails")
+    command("verify", "the invariants, each as one query; exit code 1 if any is broken")
+    return parser.parse_args(argv)
+
+
+def _versions(command: Callable[..., options.Parser]) -> None:
     for name, text in (("plan", "what a replay of a version would do, take and cost"), ("replay", "work on the history as another version")):
         _replaying(command(name, text, changes=name == "replay"), name)
     made = command("promote", "make a version live, or a canary, if the gate lets it; exit 0 done, 1 no, 2 not enough evidence", changes=True)
@@ -59,13 +70,6 @@ def parse(argv: Sequence[str]) -> Any:
     made.add_argument("--to", metavar="VERSION", help="another one than the one before")
     made = command("prune", "drop results of retired versions that nobody needs any more", changes=True)
     made.add_argument("--pipeline", metavar="P")
-    _effects(command("effects", "what versions wanted to send, what the gate said, what the world got", prints=False))
-    made = command("explain", "one raw record, from its revisions to its deliveries")
-    made.add_argument("raw_id", type=int, metavar="RAW_ID")
-    command("config", "every setting, its value and where it comes from")
-    command("doctor", "what is wrong or soon will be; exit code 1 if anything fails")
-    command("verify", "the invariants, each as one query; exit code 1 if any is broken")
-    return parser.parse_args(argv)
 
 
 def _replaying(made: options.Parser, name: str) -> None:

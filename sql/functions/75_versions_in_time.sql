@@ -49,7 +49,7 @@ begin
   select kept_because, bytes into v_why, v_bytes from prunable where version_id = p_version;
   if not found or v_why is not null then
     raise exception 'the results of version % are kept: %', p_version, coalesce(v_why, 'there are none')
-      using errcode = 'TR040', hint = '`tailrace prune --dry-run` shows what may go';
+      using errcode = 'TR041', hint = '`tailrace prune --dry-run` shows what may go';
   end if;
   execute format('drop table results_v%s', p_version);
   update versions set pruned_at = clock() where id = p_version;
