@@ -19,6 +19,7 @@ from collector.control import Bounds
 from collector.history import LANE, Allowance, History, Report
 from collector.progress import Board, Progress
 from collector.raw import Appender, defects_of, finish_run, positions
+from collector.reporting import Reporter
 from collector.sources import Chunked, Closing, Fetched, Page, Source, Window, ahead
 from collector.turns import Turns
 from worker.core import db
@@ -52,6 +53,7 @@ class Backfill:
         until = time.monotonic() + given.max_minutes * 60 if given.max_minutes else None
         self.allowed = Allowance(given.max_records, until, given.max_chunks, given.chunk_size)
         self._board = Board()
+        self._reporter = Reporter(pool, settings)
         self._guest = means is not None
         self._means = means or Means(
             pool, Appender(pool, enqueue=settings.enqueue, bells=c.bells_per_second), self._patiently, Breakers(pool), Turns(pool), c
@@ -84,6 +86,8 @@ class Backfill:
             progress.show(report.seen, last=True, total=report.total)
             for name in held:
                 await self._means.patiently(self.turns.drop, name)
+            if not self._given.dry_run:
+                await self._means.patiently(self._reporter.tell, report)
             if isinstance(source, Closing) and not self._guest:
                 await source.aclose()
         return report

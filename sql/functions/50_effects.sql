@@ -237,3 +237,31 @@ begin
   values (p_key, v_attempts, 'resolved', tailrace.clock(), p_actor, p_remote, 'to ' || p_state);
   return true;
 end $$;
+
+-- A wish that comes from no record (a report): kept once by its key, released where p_gate ({policy, hold}) is given.
+create or replace function tailrace.wish_report(p_kind text, p_key text, p_target text, p_body jsonb, p_gate jsonb) returns boolean language plpgsql
+security definer set search_path = tailrace, pg_temp as $$
+declare
+  v_effect bigint;
+  v_now timestamptz := clock();
+begin
+  perform durable();
+  if exists (select from effects where key = p_key) then return false; end if;
+  insert into effects (version_id, raw_id, rerun, kind, key, target, body, body_hash, verdict, reason, created_at)
+  values (null, null, 0, p_kind, p_key, p_target, p_body, sha256(convert_to(p_body::text, 'UTF8')),
+          case when p_gate is null then 'suppressed' else 'released' end, case when p_gate is null then 'gate closed' end, v_now)
+  returning id into v_effect;
+  if p_gate is not null then
+    insert into deliveries (key, effect_id, kind, target, policy, next_at, expires_at, created_at, updated_at)
+    values (p_key, v_effect, p_kind, p_target, p_gate ->> 'policy', v_now + make_interval(secs => coalesce((p_gate ->> 'hold')::float8, 0)),
+            v_now + interval '3 days', v_now, v_now);
+  end if;
+  return true;
+end $$;
+
+-- Whether the newest report of this fingerprint is one that was not closed again.
+create or replace function tailrace.open_report(p_kind text, p_fingerprint text) returns boolean language sql stable
+security definer set search_path = tailrace, pg_temp as $$
+  select coalesce((select not coalesce((body ->> 'close')::boolean, false) from effects
+    where kind = p_kind and version_id is null and body ->> 'fingerprint' = p_fingerprint order by id desc limit 1), false)
+$$;

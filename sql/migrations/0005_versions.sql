@@ -58,4 +58,5 @@ alter table tailrace.deliveries add column edits text;
 -- A wish that comes from no record: the report of a backfill that keeps failing.
 alter table tailrace.effects alter column version_id drop not null;
 alter table tailrace.effects alter column raw_id drop not null;
+create index effects_reports on tailrace.effects (kind, id) where version_id is null;
 create index deliveries_edits on tailrace.deliveries (edits) where edits is not null;

@@ -69,12 +69,14 @@ def _fresh():
 
 class Runner:
     def __init__(self, pool):
-        self.pool = pool
+        self.pool, self.effects = pool, {}
 
     async def __call__(self, *names, source=None, window=ALL, parallel=2, collector=None, options=None, **given):
         names = names or ("a",)
         settings = Settings(
-            sources={f"booked:{n}": {"kind": "booked", **(options or {})} for n in names}, collector={"chunk_floor": 1, **(collector or {})}
+            sources={f"booked:{n}": {"kind": "booked", **(options or {})} for n in names},
+            collector={"chunk_floor": 1, **(collector or {})},
+            effects=self.effects,
         )
         asked = {"max_records": None, "max_chunks": None, "chunk_size": None, "dry_run": False, "force_enqueue": False, "max_minutes": None,
                  "parallel": parallel, "source": source or [f"booked:{n}" for n in names]} | given  # fmt: skip
@@ -271,3 +273,29 @@ async def test_what_waits_for_a_person_is_not_called(backfill, pool):
     (report,) = await backfill()
     assert (report.error, report.finished) == ("it waits for a person: `tailrace sources retry booked:a`", False)
     assert Booked.made["booked:a"].sizes == []
+
+
+async def test_a_backfill_that_keeps_failing_is_reported_once_told_again_and_closed_when_it_works(backfill, pool, monkeypatch):
+    monkeypatch.setattr("collector.history.Breaker.failed", _quick)
+    backfill.effects = {"tracker": {"sink": "github_issue", "open": True}}
+    for _ in range(2):
+        Booked.answers = [None, *[OSError("502")] * 5]
+        await backfill(collector={"report": "tracker"}, chunk_size=50)
+    (report,) = await backfill(collector={"report": "tracker"})
+    assert report.finished
+    await backfill(collector={"report": "tracker"})
+    rows = [(r["verdict"], json.loads(r["body"])) for r in await pool.fetch("select verdict, body from tailrace.effects order by id")]
+    assert [(verdict, body.get("close", False)) for verdict, body in rows] == [("released", False), ("released", False), ("released", True)]
+    assert {body["fingerprint"] for _, body in rows} == {"backfill:booked:a"}
+    assert "502" in rows[0][1]["body"]
+    (claimed, *_) = await pool.fetch("select * from tailrace.claim_deliveries(gen_random_uuid(), 'w', 'tracker', 9, null, 20)")
+    assert (claimed["source"], json.loads(claimed["body"])["title"]) == ("", "The backfill of booked:a fails")
+
+
+async def test_a_report_with_its_gate_closed_is_kept_and_stays(backfill, pool, monkeypatch):
+    monkeypatch.setattr("collector.history.Breaker.failed", _quick)
+    backfill.effects = {"tracker": {"sink": "github_issue"}}
+    Booked.answers = [OSError("502")] * 5
+    await backfill(collector={"report": "tracker"})
+    assert await pool.fetchval("select verdict || ': ' || reason from tailrace.effects") == "suppressed: gate closed"
+    assert await pool.fetchval("select count(*) from tailrace.deliveries") == 0

@@ -54,6 +54,9 @@ class CollectorSettings(Section):
     chunk_seconds: Seconds = Field(15.0, gt=0, description="how long a chunk should take: what an interruption reads twice at most")
     backfill_min_records: int = Field(100, ge=0, description="smaller sources are no targets of a backfill that names none")
     backfill_complete: float = Field(0.8, ge=0, le=1, description="sources of which so much is stored are no targets of a backfill that names none")
+    report: str | None = Field(
+        None, description="kind of effect by which a backfill that keeps failing is reported, e.g. one with the sink github_issue"
+    )
     touch_seconds: Seconds = Field(15.0, description="how often `caught up` is written to the database")
     bells_per_second: float = Field(200.0, ge=0, description="most wake-up calls to workers; 0: workers only poll")
 
