@@ -31,16 +31,11 @@ class Reporter:
         if report.error:
             errors = json.dumps(report.errors[-10:], indent=1)
             text = f"{report.error}\n\nRun {report.run} stopped after {report.seen} records. Its last errors:\n\n```json\n{errors}\n```"
-            await self._wish(
-                f"{name}:run-{report.run}:{report.seen}:{len(report.errors)}",
-                {"title": f"The backfill of {report.source} fails", "body": text, "fingerprint": name},
-            )
+            last = report.errors[-1]["chunk"] if report.errors else 0
+            await self._wish(f"{name}:run-{report.run}:chunk-{last}", {"title": title, "body": text, "fingerprint": name})
         elif await self._pool.fetchval(_OPEN, self._kind, name):
             text = f"Run {report.run} came to its end: {report.seen} records read, {report.appended} of them new."
-            await self._wish(
-                f"{name}:run-{report.run}:works",
-                {"title": f"The backfill of {report.source} fails", "body": text, "fingerprint": name, "close": True},
-            )
+            await self._wish(f"{name}:run-{report.run}:works", {"title": title, "body": text, "fingerprint": name, "close": True})
 
     async def _wish(self, key: str, body: dict[str, Any]) -> None:
         gate = {"policy": self._spec.policy or "never_twice", "hold": self._spec.hold} if self._spec and self._spec.open else None
