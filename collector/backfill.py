@@ -43,7 +43,7 @@ async def backfill(settings: Settings, url: str, given: Any, window: tuple[dt.da
 async def _ids(pool: asyncpg.Pool, settings: Settings, given: Any, sources: dict[str, Source]) -> dict[str, int]:
     if given.dry_run:
         return dict(await pool.fetch("select name, id from tailrace.sources"))
-    return await register(pool, settings, list(sources))
+    return await register(pool, settings, list(sources), sources)
 
 
 async def _all(

@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import orjson
 
-from collector.sources import Page
+from collector.sources import Page, Polled, Source
 from worker.core.crashpoint import crashpoint
 from worker.core.db import AWAY, mapped
 from worker.core.events import emit
@@ -30,10 +30,15 @@ CHANNEL = "tailrace_jobs"
 _BELL = "select set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
-async def register(pool: asyncpg.Pool, settings: Settings, names: list[str], every: Mapping[str, float] | None = None) -> dict[str, int]:
-    """Makes the sources known to the database; ids by name. `every`: how often those are asked that have to be."""
-    specs = [settings.sources[n].model_dump(exclude={"kind"}) | ({"every": every[n]} if every and n in every else {}) for n in names]
-    rows = await pool.fetch("select * from tailrace.register_sources($1, $2)", names, [orjson.dumps(s, default=str).decode() for s in specs])
+async def register(pool: asyncpg.Pool, settings: Settings, names: list[str], sources: Mapping[str, Source] | None = None) -> dict[str, int]:
+    """Makes the sources known to the database; ids by name. Of `sources` also how often they are asked and which limits they share."""
+    specs = []
+    for name in names:
+        source = (sources or {}).get(name)
+        facts: dict[str, Any] = {"every": source.every} if isinstance(source, Polled) else {}
+        facts |= {"limits": list(source.limits)} if source is not None and source.limits else {}
+        specs.append(orjson.dumps(settings.sources[name].model_dump(exclude={"kind"}) | facts, default=str).decode())
+    rows = await pool.fetch("select * from tailrace.register_sources($1, $2)", names, specs)
     return {row["name"]: row["id"] for row in rows}
 
 

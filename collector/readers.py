@@ -14,7 +14,7 @@ from collector.breaker import Breakers, Patiently
 from collector.catchup import Means
 from collector.raw import Appender, register
 from collector.reader import Reader
-from collector.sources import Polled, Served, Source
+from collector.sources import Served, Source
 from collector.sources.building import build
 from collector.turns import Turns
 from worker.core.errors import Misconfigured, TailraceError
@@ -46,8 +46,7 @@ class Readers:
         return float(await self._patiently(self._means.turns.step))
 
     async def _add(self, sources: dict[str, Source]) -> dict[str, int]:
-        every = {name: source.every for name, source in sources.items() if isinstance(source, Polled)}
-        ids: dict[str, int] = await self._patiently(register, self._means.pool, self._settings, list(sources), every)
+        ids: dict[str, int] = await self._patiently(register, self._means.pool, self._settings, list(sources), sources)
         for name, source in sources.items():
             reader = Reader(source, ids[name], self._means)
             self._running[name] = (reader, asyncio.create_task(reader.run(), name=f"read {name}"))

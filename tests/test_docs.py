@@ -77,3 +77,13 @@ def test_alerts_lead_to_the_runbook():
     wanted = set(re.findall(r"runbook: ops/runbook\.md#([\w-]+)", ALERTS))
     assert len(wanted) == ALERTS.count("- alert:")
     assert wanted <= anchors(runbook)
+
+
+def test_the_tests_that_guard_the_invariants_exist():
+    text = (ROOT / "ops/invariants.md").read_text("utf-8")
+    named = re.findall(r"`(tests/[\w/.]+)(?:::(\w+))?`", text)
+    assert len(named) > 15
+    for path, test in named:
+        file = ROOT / path
+        assert file.exists(), path
+        assert not test or re.search(rf"def {test}\(", file.read_text("utf-8")), f"{path} has no {test}"

@@ -237,3 +237,12 @@ async def test_roles_may_do_only_their_part(db_url, stored):
     assert refused("tailrace_reader", "select tailrace.give_back('{}')")
     assert refused("tailrace_reader", "delete from tailrace.jobs")
     assert not refused("tailrace_reader", "select * from tailrace.job_status")
+
+
+async def test_a_shared_limit_that_holds_a_source_is_shown_and_reset_with_it(tailrace, pool):
+    await pool.execute("""select tailrace.register_sources('{x:a}', array['{"limits": ["x:money"]}'::jsonb])""")
+    await pool.execute("select tailrace.hold_calls('{x:money}', 600, 'the budget of 5 is spent')")
+    (row,) = tailrace("sources", "--json").value
+    assert (row["breaker"], row["reason"]) == ("open", "the budget of 5 is spent")
+    tailrace("sources", "retry", "x:a")
+    assert tailrace("sources", "--json").value[0]["breaker"] == "closed"
