@@ -155,7 +155,7 @@ TABLES = {
         join tailrace.raw_records r on r.id = x.raw_id join tailrace.sources s on s.id = r.source_id""",
     "effects": "select key, rerun, kind, target, body, verdict, reason from tailrace.effects",
     "deliveries": "select key, state from tailrace.deliveries",
-    "coverage": "select s.name, c.ids::text from tailrace.coverage c join tailrace.sources s on s.id = c.source_id",
+    "coverage": "select s.name, c.ids::text from tailrace.coverage c join tailrace.sources s on s.id = c.source_id where c.ids <> '{}'",
     "cursors": "select s.name, sum(c.records) from tailrace.cursors c join tailrace.sources s on s.id = c.source_id group by 1",
     "settled": "select sum(ok), sum(skipped), sum(failed), sum(retried) from tailrace.settled",
     "versions": "select p.name, v.name, v.state from tailrace.versions v join tailrace.pipelines p on p.id = v.pipeline_id",
