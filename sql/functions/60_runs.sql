@@ -65,15 +65,22 @@ declare
   v_ids bigint[] := (select array_agg(i::bigint) from jsonb_array_elements_text(p_run.spec -> 'raw_ids') i);
   v_lane smallint := coalesce((p_run.spec ->> 'lane')::smallint, 2);
   v_quiet boolean := coalesce((p_run.spec ->> 'quiet')::boolean, false);
-  v_plain boolean := p_run.kind = 'cover' and v_since is null and v_until is null and p_left > p_to - p_from;
+  v_plain boolean := v_since is null and v_until is null and v_ids is null and not v_failed and p_left > p_to - p_from;
+  v_results boolean := exists (select from results x where x.version_id = p_run.version_id and x.raw_id between p_from and p_to);
+  v_jobs boolean := exists (
+    select from unnest(p_sources) s cross join lateral (
+      select j.raw_id_to from jobs j where j.version_id = p_run.version_id and j.source_id = s and j.raw_id <= p_to order by j.raw_id desc limit 1) j
+    where j.raw_id_to >= p_from);
 begin
-  if v_plain then
+  if v_plain and not v_results and not v_jobs then  -- nothing of these was ever begun: no record has to be looked at
     with put as (
       insert into jobs (version_id, source_id, raw_id, raw_id_to, n_rows, lane, quiet, run_at)
-      select p_run.version_id, source_id, min(id), max(id), count(*)::int, v_lane, v_quiet, clock()
-      from (select id, source_id, (row_number() over (partition by source_id order by id) - 1) / p_size as g
-            from raw_records where id between p_from and p_to and source_id = any (p_sources)) r
-      group by source_id, g order by min(id)
+      select p_run.version_id, s, r.first, r.last, r.n, v_lane, v_quiet, clock()
+      from unnest(p_sources) s cross join lateral (
+        select min(i.id) as first, max(i.id) as last, count(*)::int as n
+        from (select id, (row_number() over (order by id) - 1) / p_size as g from raw_records where source_id = s and id between p_from and p_to) i
+        group by i.g) r
+      order by r.first
       returning n_rows)
     select coalesce(sum(n_rows), 0), coalesce(sum(n_rows), 0) into records, seen from put;
   else
@@ -83,14 +90,14 @@ begin
     asked as (
       select h.*, x.rerun as last_rerun, x.status as last_status
       from here h
-      left join lateral (select rerun, status from results x where x.version_id = p_run.version_id and x.raw_id = h.id
-                         order by rerun desc limit 1) x on true
+      left join (select distinct on (x.raw_id) x.raw_id, x.rerun, x.status from results x
+                 where v_results and x.version_id = p_run.version_id and x.raw_id between p_from and p_to order by x.raw_id, x.rerun desc) x on x.raw_id = h.id
       where (v_since is null or h.occurred_at >= v_since) and (v_until is null or h.occurred_at < v_until)
         and (v_ids is null or h.id = any (v_ids))),
     wanted as (
       select a.id, a.source_id, a.n, coalesce(a.last_rerun + 1, 0)::smallint as rerun
       from asked a
-      left join lateral (select j.raw_id_to from jobs j where j.version_id = p_run.version_id and j.source_id = a.source_id and j.raw_id <= a.id
+      left join lateral (select j.raw_id_to from jobs j where v_jobs and j.version_id = p_run.version_id and j.source_id = a.source_id and j.raw_id <= a.id
                          order by j.raw_id desc limit 1) j on j.raw_id_to >= a.id
       where j.raw_id_to is null
         and case when v_failed then a.last_status = 'failed' when v_force then true else a.last_rerun is null end
