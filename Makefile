@@ -70,5 +70,5 @@ $(RUN): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(DEV): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e '.[embedded,zstd,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[embedded,zstd,telegram,dev]'
 	@touch $@ $(RUN)

@@ -18,7 +18,7 @@ from worker.core.settings import Names
 MOST_KEY = 500
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _EPOCH = re.compile(r"-?\d{9,}(\.\d+)?")
-_TOMBSTONE = b"deleted"
+TOMBSTONE = b"deleted"
 _DIGITS = bytes(48 if 48 <= i <= 57 else i for i in range(256))  # noqa: PLR2004  every digit as a zero
 _LONG = b"0" * 16  # so many digits in a row may be a number that a double cannot hold
 
@@ -155,7 +155,7 @@ class Builder:
         occurred, meta = _time(self._time, value, meta) if self._time else (None, meta)
         edited, meta = _time(self._version, value, meta) if self._version else (None, meta)
         if self._deleted and self._deleted(value):
-            return RawRecord(key, _TOMBSTONE, raw.decode(), None, "delete", occurred, edited, meta)
+            return RawRecord(key, TOMBSTONE, raw.decode(), None, "delete", occurred, edited, meta)
         return RawRecord(key, digest, raw.decode(), None, "create", occurred, edited, meta)
 
     def broken(self, raw: bytes, why: str, meta: dict[str, Any], digest: bytes = b"") -> RawRecord:
