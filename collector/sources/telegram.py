@@ -58,7 +58,7 @@ class Live:
         self._heal: Heal | None = None
         self._tail: Tail | None = None
         self.exclusive: tuple[str, ...] = tuple(dict.fromkeys(a.limit for a in (news, old) if a))
-        self.limits: tuple[str, ...] = self.exclusive
+        self.limits: tuple[str, ...] = (news.limit,)  # a flood of the other one is that of the catch-up alone, which tells it
 
     @property
     def caught_up(self) -> bool:
@@ -73,16 +73,13 @@ class Live:
         old = f"history over session {self._old.label}" if self._old else NO_HISTORY
         return f"{self._chat}, news over session {self._news.label}; {old}"
 
-    async def tail(self, position: dict[str, Any], stop: asyncio.Event) -> AsyncGenerator[Page, None]:
+    def tail(self, position: dict[str, Any], stop: asyncio.Event) -> AsyncGenerator[Page, None]:
         o, most = self._options, self._settings.page_records
         self._tail = Tail(self.name, self._line(self._news), self._chat, self._healer(), self.gap, o.verify, most)
-        async for page in self._tail.pages(position, stop):
-            yield page
+        return self._tail.pages(position, stop)
 
-    async def heal(self, position: dict[str, Any], tail: dict[str, Any], known: Known) -> AsyncGenerator[Page, None]:
-        if self._old is not None:
-            async for page in self._healer().pages(position, tail, known):
-                yield page
+    def heal(self, position: dict[str, Any], tail: dict[str, Any], known: Known) -> AsyncGenerator[Page, None]:
+        return self._healer().pages(position, tail, known) if self._old else _nothing()
 
     async def aclose(self) -> None:
         lines, self._lines = self._lines, {}
@@ -132,6 +129,12 @@ class LiveWithExport(Live):
     @property
     def unread(self) -> list[str]:
         return self._export.unread
+
+
+async def _nothing() -> AsyncGenerator[Page, None]:
+    nothing: tuple[Page, ...] = ()
+    for page in nothing:
+        yield page
 
 
 @source("telegram", TelegramOptions)

@@ -111,10 +111,10 @@ class Client(TelegramClient):  # type: ignore[misc]  # the library has no types
             raise
         if isinstance(answer, _TOO_LONG):
             self.ear.missed(channel)
-        for update in getattr(answer, "other_updates", ()) if channel else ():
-            self.ear.hear(update)
         if channel:
             self.ear.reached(channel, answer.dialog.pts if hasattr(answer, "dialog") else answer.pts)
+        for update in getattr(answer, "other_updates", ()) if channel else ():
+            self.ear.hear(update)
         return answer
 
 

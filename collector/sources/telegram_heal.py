@@ -6,12 +6,13 @@ import asyncio
 import datetime as dt
 import time
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from collector.sources import Known, Page
 from collector.sources.telegram_history import MOST, History, number_in, time_in
-from collector.sources.telegram_records import gone, record
+from collector.sources.telegram_records import record
 from worker.core.models import RawRecord
 from worker.core.settings import CollectorSettings
 
@@ -42,15 +43,17 @@ class Heal:
             upto = await self._begin(top, tail, known)
         first = min(upto, await self._history.older(at - dt.timedelta(seconds=self._settings.overlap)))
         here, covered = {"upto": upto, "at": at.isoformat()}, at
-        async for page, through, when in self._span(first, end, known):
-            covered, before = max(covered, when or covered), covered
-            here = {"upto": max(upto, through), "at": covered.isoformat()}
-            yield replace(page, position=here, times=(before, covered) if before < covered else None)
+        async with aclosing(self._span(first, end, known)) as pages:
+            async for page, through, when in pages:
+                covered, before = max(covered, when or covered), covered
+                here = {"upto": max(upto, through), "at": covered.isoformat()}
+                yield replace(page, position=here, times=(before, covered) if before < covered else None)
         last = max(upto, number_in(tail, "last") or 0)
         yield Page(await self._vanished(range(top + 1, last + 1), known), here, (covered, until) if covered < until else None)
         self.filled = max(self.filled, holes)
-        async for page in self._again(first, now, known):
-            yield replace(page, position=here)
+        async with aclosing(self._again(first, now, known)) as again:
+            async for page in again:
+                yield replace(page, position=here)
 
     async def _begin(self, top: int, tail: dict[str, Any], known: Known) -> int:
         """Without a position: from the newest message that raw had before news came; what is older is a backfill's work."""
@@ -68,11 +71,12 @@ class Heal:
         due = time.monotonic() - self._checked_at >= self._settings.heal_seconds
         while self._resume or due or self._checked < self.holes:
             start, until, holes = self._resume or (await self._history.older(now - self._recheck), end, self.holes)
-            async for page, through, _ in self._span(start, until, known):
-                self._resume = (through, until, holes)
-                yield page
-                if self._gap.is_set():
-                    return
+            async with aclosing(self._span(start, until, known)) as pages:
+                async for page, through, _ in pages:
+                    self._resume = (through, until, holes)
+                    yield page
+                    if self._gap.is_set():
+                        return
             self._resume, self._checked, self._checked_at, due = None, holes, time.monotonic(), False
 
     async def _span(self, at: int, end: int, known: Known) -> AsyncGenerator[tuple[Page, int, dt.datetime | None], None]:
@@ -80,11 +84,11 @@ class Heal:
         the id that it reaches and the time of its last message.
         """
         while at < end:
-            found = await self._history.after(at)
+            found, pts = await self._history.after(at)
             last = min(end, found[-1].id)
             for part, through in self._parts([m for m in found if m.id <= end], last):
                 there = {m.id for m in part}
-                records = [record(m) for m in part]
+                records = [record(m, pts) for m in part]
                 records += await self._vanished((n for n in range(at + 1, through + 1) if n not in there), known)
                 yield Page(records, ids=(at + 1, through + 1)), through, part[-1].date if part else None
                 at = through
@@ -106,9 +110,7 @@ class Heal:
         for asked in batched(numbers, ASKED):
             held = sorted(int(key) for key in await known.among([str(n) for n in asked]))
             for some in batched(held, MOST):
-                there, absent = await self._history.by_number(some)
-                peer, now = (await self._history.chat()).peer, dt.datetime.now(dt.UTC)
-                records += [*map(record, there), *(gone(peer, n, now) for n in absent)]
+                records += await self._history.by_number(some)
         return records
 
 

@@ -14,7 +14,7 @@ from collector.sources import Page, Window
 from collector.sources.answers import Limited
 from collector.sources.telegram_line import Line
 from collector.sources.telegram_news import Chat
-from collector.sources.telegram_records import record
+from collector.sources.telegram_records import gone, record
 from worker.core.models import RawRecord
 
 MOST = 100  # messages in one answer
@@ -57,39 +57,43 @@ class History:
         found = _messages(answer)
         if not found and _count(answer):
             raise self._partial()
-        return Top(found[0].id if found else 0, getattr(answer, "pts", 0) or 0)
+        return Top(found[0].id if found else 0, pts_of(answer))
 
     async def older(self, when: dt.datetime) -> int:
         """Id of the newest message before `when`; 0: there is none."""
         found = _messages(await self._get(offset_date=when, limit=1))
         return found[0].id if found else 0
 
-    async def after(self, number: int) -> list[Any]:
-        """The next messages after `number`, oldest first. Only called where there are some."""
+    async def after(self, number: int) -> tuple[list[Any], int]:
+        """The next messages after `number`, oldest first, and the channel's count of events. Only called where there are some."""
         answer = await self._get(offset_id=number + 1, add_offset=-MOST, limit=MOST)
         found = sorted((m for m in _messages(answer) if m.id > number), key=lambda m: m.id)
         if not found:
             raise self._partial()
-        return found
+        return found, pts_of(answer)
 
-    async def before(self, number: int, most: int, until: dt.datetime | None) -> tuple[list[Any], int]:
-        """The next messages before `number` (0: the newest, or those before `until`), newest first; how many there are in all."""
+    async def before(self, number: int, most: int, until: dt.datetime | None) -> tuple[list[Any], int, int]:
+        """The next messages before `number` (0: the newest, or those before `until`), newest first; the count of events; how many
+        messages there are in all.
+        """
         answer = await self._get(offset_id=number, offset_date=None if number else until, limit=most)
         found = _messages(answer)
         if not found and _count(answer) and (number or not until):
             beside = _messages(await self._get(offset_id=number, add_offset=-1, limit=2)) if number else []
             if not beside or beside[-1].id < number:
                 raise self._partial()
-        return sorted(found, key=lambda m: -m.id), _count(answer)
+        return sorted(found, key=lambda m: -m.id), pts_of(answer), _count(answer)
 
-    async def by_number(self, numbers: Sequence[int]) -> tuple[list[Any], list[int]]:
-        """Those of `numbers` (at most 100) that are there, and those that the service says are gone. What it does not mention is neither."""
+    async def by_number(self, numbers: Sequence[int]) -> list[RawRecord]:
+        """Records of those of `numbers` (at most 100) that are there, tombstones of those that the service says are gone. What it does not
+        mention is neither.
+        """
         chat, ids = await self.chat(), [types.InputMessageID(n) for n in numbers]
         request = functions.channels.GetMessagesRequest(chat.input, ids) if chat.is_channel else functions.messages.GetMessagesRequest(ids)
         answer = await self._line.call(self._source, request)
         told = {m.id: m for m in answer.messages if isinstance(m, types.MessageEmpty) or m.peer_id == chat.peer}
-        there = [m for m in told.values() if not isinstance(m, types.MessageEmpty)]
-        return there, [n for n in numbers if isinstance(told.get(n), types.MessageEmpty)]
+        now, pts = dt.datetime.now(dt.UTC), pts_of(answer)
+        return [gone(chat.peer, n, now) if isinstance(m, types.MessageEmpty) else record(m, pts) for n, m in told.items() if n in numbers]
 
     async def chunk(self, position: dict[str, Any], size: int, window: Window) -> Page:
         """The next `size` messages, newest first. A flood in the middle ends the chunk; the next one tells it."""
@@ -98,7 +102,7 @@ class History:
         top, newest, total, more = lowest, oldest, 0, True
         while more and len(records) < size:
             try:
-                found, total = await self.before(lowest, min(MOST, size - len(records)), window.until)
+                found, pts, total = await self.before(lowest, min(MOST, size - len(records)), window.until)
             except Limited:
                 if not records:
                     raise
@@ -108,7 +112,7 @@ class History:
             if kept:
                 top, newest = top or kept[0].id + 1, newest or kept[0].date
                 lowest, oldest = kept[-1].id, kept[-1].date
-            records += [record(m) for m in kept if window.holds(m.date)]
+            records += [record(m, pts) for m in kept if window.holds(m.date)]
         first = lowest if more or window.since else 1
         at = {"before": lowest or 1} | ({"at": oldest.isoformat()} if oldest else {})
         times = (oldest, newest) if oldest and newest and oldest < newest else None
@@ -125,6 +129,10 @@ class History:
 
 def _messages(answer: Any) -> list[Any]:
     return [m for m in answer.messages if not isinstance(m, types.MessageEmpty)]
+
+
+def pts_of(answer: Any) -> int:
+    return getattr(answer, "pts", None) or 0
 
 
 def _count(answer: Any) -> int:

@@ -11,6 +11,7 @@ from telethon import types
 
 MOST_WAITING = 10_000  # updates of one chat that may wait for the database; when there are more, the catch-up finds them
 MESSAGES = (types.UpdateNewChannelMessage, types.UpdateEditChannelMessage, types.UpdateNewMessage, types.UpdateEditMessage)
+NEW = (types.UpdateNewChannelMessage, types.UpdateNewMessage, types.UpdateShortChatMessage)
 _WANTED = (*MESSAGES, types.UpdateDeleteChannelMessages, types.UpdateShortChatMessage)
 
 
@@ -53,3 +54,13 @@ class News:
     def lose(self) -> None:
         self.lost = True
         self.arrived.set()
+
+
+def message_of(update: Any) -> Any:
+    """The message of an update; short ones of small groups carry its parts."""
+    if not isinstance(update, types.UpdateShortChatMessage):
+        return getattr(update, "message", None)
+    parts = {name: getattr(update, name) for name in (
+        "id", "message", "date", "out", "mentioned", "media_unread", "silent", "fwd_from", "via_bot_id", "reply_to", "entities", "ttl_period",
+    )}  # fmt: skip
+    return types.Message(peer_id=types.PeerChat(update.chat_id), from_id=types.PeerUser(update.from_id), **parts)

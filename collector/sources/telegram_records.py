@@ -14,13 +14,18 @@ from collector.record import TOMBSTONE, Builder, RecordOptions
 from collector.sources.telegram_content import digest, of_message
 from worker.core.models import RawRecord
 
+SECOND = 1_000_000  # microseconds
 _BUILDER = Builder(RecordOptions())
 
 
-def record(message: Any) -> RawRecord:
-    """The whole message; an edit is known by its time, a change of counters alone makes no revision."""
+def record(message: Any, pts: int) -> RawRecord:
+    """The whole message; an edit is known by its time, a change of counters alone makes no revision.
+
+    Telegram's times are whole seconds. `pts`, the channel's count of events when this was read (0: it has none), orders what was read within
+    one: it is added in microseconds, so that an answer of history that is stored late never undoes an edit that came as news.
+    """
     payload, body, meta = storable(written(message))
-    edited = getattr(message, "edit_date", None) or message.date
+    edited = (getattr(message, "edit_date", None) or message.date) + dt.timedelta(microseconds=pts % SECOND)
     return RawRecord(str(message.id), digest(of_message(message)), payload, body, "create", message.date, edited, meta)
 
 

@@ -16,7 +16,7 @@ from collector.sources.answers import Limited
 from collector.sources.telegram_heal import Heal
 from collector.sources.telegram_history import History, Top, number_in
 from collector.sources.telegram_line import Line
-from collector.sources.telegram_news import News
+from collector.sources.telegram_news import NEW, News, message_of
 from collector.sources.telegram_records import gone, record
 from worker.core.models import RawRecord
 from worker.core.service import rest_or_wake
@@ -121,8 +121,8 @@ class Tail:
         while news.waiting and news.waiting[0] is not None and len(records) < self._most:
             update = news.waiting.popleft()
             records += self._records(news, update)
-            number = getattr(_message(update), "id", 0)
-            if isinstance(update, _NEW) and number > (self._edge or 0):
+            number = getattr(message_of(update), "id", 0)
+            if isinstance(update, NEW) and number > (self._edge or 0):
                 first, self._edge = first or (before + 1 if before else number), number
                 self._seen = max(self._seen, number)
         return Page(records, ids=(first, self._edge + 1) if first and self._edge else None)
@@ -131,8 +131,10 @@ class Tail:
         if isinstance(update, types.UpdateDeleteChannelMessages):
             now = dt.datetime.now(dt.UTC)
             return [gone(news.chat.peer, number, now) for number in update.messages]
-        message = _message(update)
-        return [] if message is None or isinstance(message, types.MessageEmpty) else [record(message)]
+        message = message_of(update)
+        if message is None or isinstance(message, types.MessageEmpty):
+            return []
+        return [record(message, (getattr(update, "pts", 0) or news.pts) if news.chat.is_channel else 0)]
 
     async def _verified(self, news: News, stop: asyncio.Event) -> None:
         """Now and then: has everything come that the service counts? Ends when the connection does not answer."""
@@ -140,7 +142,7 @@ class Tail:
             await rest_or_wake(self._verify, stop)
             try:
                 top = await self._history.top()
-            except Limited:
+            except (Limited, ValueError):
                 continue
             except AWAY:
                 return
@@ -160,16 +162,3 @@ class Tail:
         """Something may have been missed, edits and deletions too."""
         self._heal.holes += 1
         self._gap.set()
-
-
-_NEW = (types.UpdateNewChannelMessage, types.UpdateNewMessage, types.UpdateShortChatMessage)
-
-
-def _message(update: Any) -> Any:
-    """The message of an update; short ones of small groups carry its parts."""
-    if not isinstance(update, types.UpdateShortChatMessage):
-        return getattr(update, "message", None)
-    parts = {name: getattr(update, name) for name in (
-        "id", "message", "date", "out", "mentioned", "media_unread", "silent", "fwd_from", "via_bot_id", "reply_to", "entities", "ttl_period",
-    )}  # fmt: skip
-    return types.Message(peer_id=types.PeerChat(update.chat_id), from_id=types.PeerUser(update.from_id), **parts)
