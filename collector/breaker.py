@@ -51,11 +51,12 @@ class Breakers:
 class Breaker:
     """One source in this process, with the limits that it shares with others. Nothing is asked or written while all goes well."""
 
-    def __init__(self, breakers: Breakers, source: Source) -> None:
+    def __init__(self, breakers: Breakers, source: Source, lane: str = "") -> None:
+        """What holds one lane of a source, e.g. its catch-up, does not hold its news: `lane` goes into the breaker's name."""
         self._all = breakers
         self._pool = breakers.pool
         self._source = source.name
-        self._name = f"source:{source.name}"
+        self._name = f"source:{source.name}{lane and ' ' + lane}"
         self._names = {self._name, *source.limits}
 
     async def wait(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Sources in one table, and the end of a breaker by a person's word."""
+"""Sources in one table, each with the worse of the breakers of its lanes, and the end of a breaker by a person's word."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ select l.source, l.records, l.seconds as lag_seconds, l.last_append, s.active,
 from tailrace.source_lag l join tailrace.sources s on s.name = l.source
 left join tailrace.coverage v on v.source_id = s.id
 left join tailrace.source_gaps g on g.source = l.source
-left join tailrace.quotas b on b.name = 'source:' || l.source
+left join lateral (select * from tailrace.quotas q where q.name in ('source:' || l.source, 'source:' || l.source || ' catch-up')
+  order by q.breaker <> 'closed' desc, q.open_until desc nulls first limit 1) b on true
 left join lateral (select * from tailrace.quotas q where split_part(q.name, ':', 1) = s.kind and q.remaining is not null order by q.updated_at desc limit 1) q on true
 order by l.source"""
 _COLUMNS = ("source", "records", "lag_seconds", "covered_until", "gaps", "quota", "breaker", "resumes_at", "reason")
@@ -32,7 +33,8 @@ def sources(settings: Settings, action: str, name: str | None, *, json: bool, dr
             raise Misconfigured(f"there is no source {name!r} in the database", nearest(name or "", [row["source"] for row in found]))
         held = next(row for row in found if row["source"] == name)
         if not dry_run:
-            one(connection, "select tailrace.reset_breaker(%s) as done", [f"source:{name}"])
+            for lane in ("", " catch-up"):
+                one(connection, "select tailrace.reset_breaker(%s) as done", [f"source:{name}{lane}"])
     if json:
         as_json({"source": name, "breaker": held["breaker"], "reason": held["reason"], "dry_run": dry_run})
     else:

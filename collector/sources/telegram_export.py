@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from collector.sources import Page
 from collector.sources.telegram_exported import record
-from collector.sources.telegram_scan import Scan, elements, messages
+from collector.sources.telegram_scan import Cut, Scan, elements, messages
 from worker.core.models import RawRecord
 from worker.core.settings import CollectorSettings
 
@@ -55,23 +55,29 @@ class Export:
         scan = Scan(file, before["offset"] if resumed else 0, self._most)
         found = elements(scan, inside=True) if resumed else messages(scan, self._chat)
         sent = dt.datetime.fromtimestamp(before["sent"], dt.UTC) if resumed and before.get("sent") else None
-        while batch := await self._batch(found):
+        broken: list[Cut] = []
+        while batch := await self._batch(found, broken):
             records: list[RawRecord] = []
             for raw in batch:
                 records.append(record(raw, sent))
                 sent = records[-1].occurred_at or sent
             yield Page(records, {"export": here | {"offset": scan.offset, "sent": sent.timestamp() if sent else None}})
+        if broken:
+            raise broken[0]
         yield Page([], {"export": here | {"offset": scan.offset, "done": True}})
 
-    async def _batch(self, found: Iterator[bytes]) -> list[bytes]:
-        """As much as goes into a page."""
+    async def _batch(self, found: Iterator[bytes], broken: list[Cut]) -> list[bytes]:
+        """As much as goes into a page; what comes before a break is taken."""
         batch: list[bytes] = []
         size = 0
-        for raw in found:
-            batch.append(raw)
-            size += len(raw)
-            if len(batch) >= self._settings.page_records or size >= self._settings.page_bytes:
-                break
-            if len(batch) % BREATH == 0:
-                await asyncio.sleep(0)
+        try:
+            for raw in found:
+                batch.append(raw)
+                size += len(raw)
+                if len(batch) >= self._settings.page_records or size >= self._settings.page_bytes:
+                    break
+                if len(batch) % BREATH == 0:
+                    await asyncio.sleep(0)
+        except Cut as cut:
+            broken.append(cut)
         return batch

@@ -20,38 +20,42 @@ ASKED = 10_000  # ids that raw is asked for at once
 
 
 class Heal:
-    """`position` holds `upto`: everything up to this id is in raw, `at`: when that message was sent."""
+    """`position` holds `upto`: everything up to this id is in raw, `at`: when that was so."""
 
     def __init__(self, history: History, settings: CollectorSettings, recheck: float, gap: asyncio.Event) -> None:
         self.since: int | None = None  # id of the newest message when news began to come
+        self.run: int | None = None  # what is newer than this id comes as news, without a hole as far as we know
         self.holes = 0  # times that something was missed, which may have been edits and deletions too
         self.filled = 0  # of these, those whose messages have been read
         self._history, self._settings, self._gap = history, settings, gap
         self._recheck = dt.timedelta(seconds=recheck)
         self._checked = 0  # holes before the last recheck that came to its end
         self._checked_at = float("-inf")
-        self._resume: tuple[int, int, int] | None = None  # a recheck that was interrupted: from, to, holes before it
+        self._resume: tuple[list[tuple[int, int]], int] | None = None  # a recheck that was interrupted: what is left, holes before it
 
     async def pages(self, position: dict[str, Any], tail: dict[str, Any], known: Known) -> AsyncGenerator[Page, None]:
         """New messages first, so that they need not wait for the recheck; a gap that opens meanwhile goes before the rest of it."""
-        holes, now = self.holes, dt.datetime.now(dt.UTC)
+        holes, run, now, chat = self.holes, self.run, dt.datetime.now(dt.UTC), await self._history.same(position)
         until = now - dt.timedelta(seconds=self._settings.target_lag)
-        top = (await self._history.top()).number
-        end = await self._history.older(until) if until < now else top
+        top, last = (await self._history.top()).number, number_in(tail, "last") or 0
+        end = min(top if run is None else run, await self._history.older(until) if until < now else top)
         upto, at = number_in(position, "upto"), time_in(position, "at") or now
         if upto is None:
             upto = await self._begin(top, tail, known)
         first = min(upto, await self._history.older(at - dt.timedelta(seconds=self._settings.overlap)))
-        here, covered = {"upto": upto, "at": at.isoformat()}, at
+        here: dict[str, Any] = chat | {"upto": upto, "at": at.isoformat()}
+        covered = at
         async with aclosing(self._span(first, end, known)) as pages:
             async for page, through, when in pages:
                 covered, before = max(covered, when or covered), covered
-                here = {"upto": max(upto, through), "at": covered.isoformat()}
+                here = chat | {"upto": max(upto, through), "at": covered.isoformat()}
                 yield replace(page, position=here, times=(before, covered) if before < covered else None)
-        last = max(upto, number_in(tail, "last") or 0)
-        yield Page(await self._vanished(range(top + 1, last + 1), known), here, (covered, until) if covered < until else None)
+        brought = last if run is not None and end == run < last else 0  # as news, and stored
+        here |= {"upto": brought, "at": now.isoformat()} if brought > here["upto"] else {}
+        gone = await self._vanished(range(top + 1, max(upto, last) + 1), known)
+        yield Page(gone, here, (covered, until) if covered < until else None)
         self.filled = max(self.filled, holes)
-        async with aclosing(self._again(first, now, known)) as again:
+        async with aclosing(self._again([(-1, first), (max(first, end), brought)], now, known)) as again:
             async for page in again:
                 yield replace(page, position=here)
 
@@ -66,17 +70,22 @@ class Heal:
             high = low
         return since
 
-    async def _again(self, end: int, now: dt.datetime, known: Known) -> AsyncGenerator[Page, None]:
-        """The window before what was just read: after a hole, and now and then. It goes on where it was interrupted."""
+    async def _again(self, spans: list[tuple[int, int]], now: dt.datetime, known: Known) -> AsyncGenerator[Page, None]:
+        """What was sent lately and not read just now: after a hole, and now and then. It goes on where it was interrupted."""
         due = time.monotonic() - self._checked_at >= self._settings.heal_seconds
         while self._resume or due or self._checked < self.holes:
-            start, until, holes = self._resume or (await self._history.older(now - self._recheck), end, self.holes)
-            async with aclosing(self._span(start, until, known)) as pages:
-                async for page, through, _ in pages:
-                    self._resume = (through, until, holes)
-                    yield page
-                    if self._gap.is_set():
-                        return
+            if self._resume is None:
+                start = await self._history.older(now - self._recheck)
+                self._resume = [(max(start, a), b) for a, b in spans if max(start, a) < b], self.holes
+            left, holes = self._resume
+            while left:
+                async with aclosing(self._span(*left[0], known)) as pages:
+                    async for page, through, _ in pages:
+                        left[0] = (through, left[0][1])
+                        yield page
+                        if self._gap.is_set():
+                            return
+                left.pop(0)
             self._resume, self._checked, self._checked_at, due = None, holes, time.monotonic(), False
 
     async def _span(self, at: int, end: int, known: Known) -> AsyncGenerator[tuple[Page, int, dt.datetime | None], None]:

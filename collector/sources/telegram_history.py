@@ -11,7 +11,7 @@ from typing import Any
 from telethon import functions, types
 
 from collector.sources import Page, Window
-from collector.sources.answers import Limited
+from collector.sources.answers import Denied, Limited
 from collector.sources.telegram_line import Line
 from collector.sources.telegram_news import Chat
 from collector.sources.telegram_records import gone, record
@@ -52,6 +52,14 @@ class History:
     async def chat(self) -> Chat:
         return await self._line.chat(self._source, self._name)
 
+    async def same(self, position: dict[str, Any]) -> dict[str, int]:
+        """What a position says of the chat. Raises Denied where the name is another chat's now: its ids would be taken for those of the old."""
+        number, before = (await self.chat()).number, position.get("chat")
+        if before not in (None, number):
+            hint = "name the chat by its id (chat = ...), or give the new one a source of its own"
+            raise Denied(self._source, f"{self._name} was chat {before} and is {number} now", hint)
+        return {"chat": number}
+
     async def top(self) -> Top:
         answer = await self._get(limit=1)
         found = _messages(answer)
@@ -61,8 +69,12 @@ class History:
 
     async def older(self, when: dt.datetime) -> int:
         """Id of the newest message before `when`; 0: there is none."""
-        found = _messages(await self._get(offset_date=when, limit=1))
-        return found[0].id if found else 0
+        if found := _messages(await self._get(offset_date=when, limit=1)):
+            return int(found[0].id)
+        first = _messages(await self._get(offset_id=1, add_offset=-1, limit=1))
+        if first and first[0].date < when:
+            raise self._partial()
+        return 0
 
     async def after(self, number: int) -> tuple[list[Any], int]:
         """The next messages after `number`, oldest first, and the channel's count of events. Only called where there are some."""
@@ -97,7 +109,7 @@ class History:
 
     async def chunk(self, position: dict[str, Any], size: int, window: Window) -> Page:
         """The next `size` messages, newest first. A flood in the middle ends the chunk; the next one tells it."""
-        lowest, oldest = number_in(position, "before") or 0, time_in(position, "at")
+        chat, lowest, oldest = await self.same(position), number_in(position, "before") or 0, time_in(position, "at")
         records: list[RawRecord] = []
         top, newest, total, more = lowest, oldest, 0, True
         while more and len(records) < size:
@@ -114,7 +126,7 @@ class History:
                 lowest, oldest = kept[-1].id, kept[-1].date
             records += [record(m, pts) for m in kept if window.holds(m.date)]
         first = lowest if more or window.since else 1
-        at = {"before": lowest or 1} | ({"at": oldest.isoformat()} if oldest else {})
+        at = chat | {"before": lowest or 1} | ({"at": oldest.isoformat()} if oldest else {})
         times = (oldest, newest) if oldest and newest and oldest < newest else None
         return Page(records, at, times, (first, top) if 0 < first < top else None, more=more, total=total)
 

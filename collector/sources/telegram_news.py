@@ -41,15 +41,24 @@ class News:
         self.lost = False  # the connection has ended
 
     def take(self, update: Any) -> None:
-        self.pts = max(self.pts, getattr(update, "pts", None) or 0)
-        if isinstance(update, types.UpdateChannelTooLong):
-            return
+        """`update` None: some are missing. A jump in the channel's count of events says so, too."""
+        if self.chat.is_channel:  # the count of a small group is that of the whole account
+            self._count(getattr(update, "pts", None) or 0, getattr(update, "pts_count", None) or 0, isinstance(update, types.UpdateChannelTooLong))
+        if update is None or isinstance(update, _WANTED):
+            self._keep(update)
+
+    def _count(self, pts: int, events: int, told: bool) -> None:
+        if self.pts and events and pts - events > self.pts:
+            self._keep(None)
+        if events or told:
+            self.pts = max(self.pts, pts)
+
+    def _keep(self, update: Any) -> None:
         if len(self.waiting) >= MOST_WAITING:
             self.waiting.clear()
             update = None
-        if update is None or isinstance(update, _WANTED):
-            self.waiting.append(update)
-            self.arrived.set()
+        self.waiting.append(update)
+        self.arrived.set()
 
     def lose(self) -> None:
         self.lost = True

@@ -42,27 +42,28 @@ class Tail:
         """For ever. After each connection the catch-up is called; the news themselves go on at once."""
         last, since = number_in(position, "last"), number_in(position, "since")
         while not stop.is_set():
-            found = await self._tuned(stop, patient=since is not None)
+            found = await self._tuned(position, stop, patient=since is not None)
             if found is None:
                 return
-            news, top = found
+            news, top, chat = found
             since = self._heal.since = top.number if since is None else since
             last = top.number if last is None else last
             try:
-                yield Page([], {"since": since, "last": last})
+                yield Page([], chat | {"since": since, "last": last})
                 async with aclosing(self._heard(news, stop)) as heard:
                     async for page in heard:
                         last = max(last, self._edge or 0)
-                        yield Page(page.records, {"since": since, "last": last}, None, page.ids)
+                        yield Page(page.records, chat | {"since": since, "last": last}, None, page.ids)
             finally:
-                self.quiet = False
+                self.quiet, self._heal.run = False, None
                 self._line.leave(news)
 
-    async def _tuned(self, stop: asyncio.Event, *, patient: bool) -> tuple[News, Top] | None:
-        """Listening, with what was the newest message then. A connection that was lost is taken up again by itself."""
+    async def _tuned(self, position: dict[str, Any], stop: asyncio.Event, *, patient: bool) -> tuple[News, Top, dict[str, int]] | None:
+        """Listening, with what was the newest message then, and the chat. A connection that was lost is taken up again by itself."""
         begun, pause = time.monotonic(), 0.5
         while not stop.is_set():
             try:
+                chat = await self._history.same(position)
                 news = self._line.listen(await self._history.chat())
                 try:
                     top = await self._begun(patient=patient)
@@ -76,9 +77,10 @@ class Tail:
                 pause = min(pause * 2, LONGEST)
             else:
                 self._connected, self._edge, self._seen = True, top.number or None, top.number
+                self._heal.run = self._edge if news.chat.member else None
                 news.pts = max(news.pts, top.pts)
                 self._amiss()
-                return news, top
+                return news, top, chat
         return None
 
     async def _begun(self, *, patient: bool) -> Top:
@@ -116,13 +118,15 @@ class Tail:
         if news.waiting[0] is None:
             news.waiting.popleft()
             self._amiss()
-            self._edge = None
+            self._edge = self._heal.run = None
         first, before = None, self._edge
         while news.waiting and news.waiting[0] is not None and len(records) < self._most:
             update = news.waiting.popleft()
             records += self._records(news, update)
             number = getattr(message_of(update), "id", 0)
             if isinstance(update, NEW) and number > (self._edge or 0):
+                if before is None and first is None:
+                    self._heal.run = number - 1
                 first, self._edge = first or (before + 1 if before else number), number
                 self._seen = max(self._seen, number)
         return Page(records, ids=(first, self._edge + 1) if first and self._edge else None)

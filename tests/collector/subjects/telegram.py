@@ -180,7 +180,11 @@ class AtStandin(Telegram):
 
     async def start(self):
         rows = [{"channel": "offers", "title": "Offers", "megagroup": True}]
-        rows += [{"channel": "offers", "id": n, "text": f"Offer {n}" if n % 9 else "", "date": 1772352000 + 400 * n, "sender": "ann"} for n in range(1, 60) if n % 11]
+        rows += [
+            {"channel": "offers", "id": n, "text": f"Offer {n}" if n % 9 else "", "date": 1772352000 + 400 * n, "sender": "ann"}
+            for n in range(1, 60)
+            if n % 11
+        ]
         (self.folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.service = standin("telegram", "--data", str(self.folder / "data.jsonl"))
 
