@@ -43,10 +43,6 @@ class Breakers:
         """These have changed just now."""
         self._noted |= set(names)
 
-    def forget(self, *names: str) -> None:
-        """These are closed again."""
-        self._noted -= set(names)
-
 
 class Breaker:
     """One source in this process, with the limits that it shares with others. Nothing is asked or written while all goes well."""
@@ -57,13 +53,13 @@ class Breaker:
         self._pool = breakers.pool
         self._source = source.name
         self._name = f"source:{source.name}{lane and ' ' + lane}"
-        self._names = {self._name, *source.limits}
+        self.names = {self._name, *source.limits}
 
     async def wait(self) -> float | None:
         """Seconds until it may be called; None: a person has to act."""
-        if not self._names & await self._all.noted():
+        if not self.names & await self._all.noted():
             return 0.0
-        seconds = await self._pool.fetchval("select tailrace.may_call($1, $2)", sorted(self._names), PROBE)
+        seconds = await self._pool.fetchval("select tailrace.may_call($1, $2)", sorted(self.names), PROBE)
         return None if seconds is None else max(0.0, float(seconds))
 
     async def opened(self, patiently: Patiently, stop: asyncio.Event) -> bool:
@@ -78,21 +74,20 @@ class Breaker:
     async def worked(self, page: Page) -> None:
         """An answer came. Raises nothing where a budget is spent: the next `wait` says so."""
         if page.quotas:
-            self._names |= {q.name for q in page.quotas}
+            self.names |= {q.name for q in page.quotas}
             told = [{"name": q.name, "remaining": q.remaining, "limit_n": q.limit, "resets_at": q.resets_at} for q in page.quotas]
             await self._pool.execute("select tailrace.note_quotas($1)", orjson.dumps(told).decode())
-        if met := self._names & await self._all.noted():
+        if met := self.names & await self._all.noted():
             await self._pool.execute("select tailrace.call_worked($1)", sorted(met))
-            self._all.forget(*met)
         for cost in page.spent:
-            self._names.add(cost.name)
+            self.names.add(cost.name)
             if not await self._pool.fetchval("select tailrace.spend($1, $2, $3, $4)", cost.name, cost.amount, cost.most, cost.resets_at):
                 self._all.note(cost.name)
 
     async def failed(self, error: Exception) -> float:
         """Writes down what happened; returns seconds until it makes sense to ask again."""
         if isinstance(error, Limited):
-            self._names.add(error.name)
+            self.names.add(error.name)
             await self._hold([self._name, error.name], error.seconds, error)
             emit("source.limited", source=self._source, limit=error.name, seconds=error.seconds, reason=error.args[0])
             return error.seconds

@@ -66,12 +66,28 @@ class CatchUp:
         while await breaker.opened(self._patiently, self._stop):
             self._source.gap.clear()
             try:
-                await self._once(breaker)
+                await self._alone(breaker)
                 await service.rest_or_wake(self._means.settings.heal_seconds, self._source.gap, self._stop)
             except Exception as error:  # noqa: BLE001  as for the tail
                 if self._stop.is_set():
                     return
                 await service.rest_or_wake(min(await self._patiently(breaker.failed, error), LOOK * 12), self._stop)
+
+    async def _alone(self, breaker: Breaker) -> None:
+        """With the leases that history needs; a backfill of another process may hold one: then it is its turn."""
+        taken: list[str] = []
+        try:
+            while not self._stop.is_set() and len(taken) < len(self._source.exclusive_history):
+                name = self._source.exclusive_history[len(taken)]
+                if await self._patiently(self._means.turns.take, name) is None:
+                    taken.append(name)
+                else:
+                    await service.rest_or_wake(LOOK, self._stop)
+            if not self._stop.is_set():
+                await self._once(breaker)
+        finally:
+            for name in taken:
+                await self._means.turns.drop(name)
 
     async def _once(self, breaker: Breaker) -> None:
         begun, appended, seen = time.monotonic(), 0, 0

@@ -13,7 +13,8 @@ from collector.enqueue import enqueue
 from collector.live import live
 from worker.core import log, options
 from worker.core.embedded import database_url
-from worker.core.settings import listed, read
+from worker.core.settings import read
+from worker.core.specs import listed
 from worker.core.times import parse_window
 
 
@@ -24,6 +25,8 @@ def parse(argv: Sequence[str]) -> Any:
     back = commands.add_parser("backfill", help="read the history of sources into raw, once")
     back.add_argument("--chunk-size", type=options.positive, metavar="N", help="records per transaction, to the letter")
     back.add_argument("--max-chunks", type=options.positive, metavar="N", help="stop after so many chunks of a source")
+    back.add_argument("--max-minutes", type=options.positive, metavar="N", help="stop after so many minutes, also in a pause for a limit")
+    back.add_argument("--parallel", type=options.positive, default=4, metavar="N", help="sources at a time, under their shared limits (default 4)")
     back.add_argument("--force-enqueue", action="store_true", help="also open work for records that are known")
     again = commands.add_parser("enqueue", help="open work for stored records; never reads a source")
     again.add_argument("--pipeline", metavar="P")

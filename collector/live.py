@@ -62,6 +62,7 @@ class Live:
         return [
             self._readers.supervised(self.stop),
             *(service.run(f"serve {s.name}", s.step, self.stop) for s in self._served),
+            service.run("adopt", self._readers.adopt, self.stop, jitter=0.2),
             service.run("turns", self._readers.turn, self.stop),
             service.run("touch", self._touch, self.stop, jitter=0.1),
             service.run("watch", self._watch, self.stop, jitter=0.3),

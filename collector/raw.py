@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -29,10 +29,10 @@ CHANNEL = "tailrace_jobs"
 _BELL = "select set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
-async def register(pool: asyncpg.Pool, settings: Settings, names: list[str]) -> dict[str, int]:
-    """Makes the sources known to the database; ids by name."""
-    specs = [orjson.dumps(settings.sources[n].model_dump(exclude={"kind"}), default=str).decode() for n in names]
-    rows = await pool.fetch("select * from tailrace.register_sources($1, $2)", names, specs)
+async def register(pool: asyncpg.Pool, settings: Settings, names: list[str], every: Mapping[str, float] | None = None) -> dict[str, int]:
+    """Makes the sources known to the database; ids by name. `every`: how often those are asked that have to be."""
+    specs = [settings.sources[n].model_dump(exclude={"kind"}) | ({"every": every[n]} if every and n in every else {}) for n in names]
+    rows = await pool.fetch("select * from tailrace.register_sources($1, $2)", names, [orjson.dumps(s, default=str).decode() for s in specs])
     return {row["name"]: row["id"] for row in rows}
 
 

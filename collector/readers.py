@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import Callable
 
 import asyncpg
+import orjson
 
+from collector.backfiller import Asked, Backfill
 from collector.breaker import Breakers, Patiently
 from collector.catchup import Means
 from collector.raw import Appender, register
 from collector.reader import Reader
-from collector.sources import Served, Source
+from collector.sources import Polled, Served, Source
 from collector.sources.building import build
 from collector.turns import Turns
 from worker.core.errors import Misconfigured, TailraceError
 from worker.core.events import emit
 from worker.core.settings import Settings
 
+ADOPT = 10.0  # seconds between two looks for backfills that were left behind
 PATIENCE = 20.0  # seconds for the page in hand
 
 
@@ -42,12 +46,25 @@ class Readers:
         return float(await self._patiently(self._means.turns.step))
 
     async def _add(self, sources: dict[str, Source]) -> dict[str, int]:
-        ids: dict[str, int] = await self._patiently(register, self._means.pool, self._settings, list(sources))
+        every = {name: source.every for name, source in sources.items() if isinstance(source, Polled)}
+        ids: dict[str, int] = await self._patiently(register, self._means.pool, self._settings, list(sources), every)
         for name, source in sources.items():
             reader = Reader(source, ids[name], self._means)
             self._running[name] = (reader, asyncio.create_task(reader.run(), name=f"read {name}"))
         self._sources |= sources
         return ids
+
+    async def adopt(self) -> float:
+        """Goes on with a backfill that nobody works on: its collector was lost, its pause is over, or a person resumed it."""
+        for row in await self._patiently(self._means.pool.fetch, "select * from tailrace.orphaned_backfills()"):
+            reader, _ = self._running.get(row["source"], (None, None))
+            if reader is not None and not reader.stop.is_set():
+                spec = {k: dt.datetime.fromisoformat(v) for k, v in orjson.loads(row["spec"]).items()}
+                run = Backfill(self._means.pool, self._settings, Asked(), spec.get("since"), spec.get("until"), self._means)
+                run.allowed.stop = reader.stop
+                report = await run.run(reader.source, reader.source_id)
+                emit("source.backfilled", source=report.source, run=report.run, seen=report.seen, appended=report.appended, error=report.error)
+        return ADOPT
 
     def caught_up(self) -> list[tuple[int, bool]]:
         """Sources that have nothing more at present: id, and whether they were watched all the time since the last look."""

@@ -13,7 +13,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from worker.core.models import RawRecord
-from worker.core.settings import Names
+from worker.core.specs import Names
 
 MOST_KEY = 500
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")

@@ -16,7 +16,7 @@ import asyncpg
 import uvloop
 
 from collector import raw
-from collector.backfill import Backfill
+from collector.backfiller import Backfill
 from collector.raw import Appender
 from collector.sources import Page
 from collector.sources.building import build
@@ -24,7 +24,8 @@ from worker import registry
 from worker.bell import Bell
 from worker.core import db, service
 from worker.core.models import Context, Done, RawRecord, Record
-from worker.core.settings import PipelineSpec, Settings
+from worker.core.settings import Settings
+from worker.core.specs import PipelineSpec
 from worker.jobs import warm
 from worker.processors import Processor
 from worker.run import Worker
@@ -124,7 +125,7 @@ async def intake(url: str, lines: list[bytes]) -> float:
         (Path(folder) / "lines.jsonl").write_bytes(b"\n".join(lines) + b"\n")
         spec = {"kind": "files", "path": folder, "id_field": "id"}
         settings = Settings.model_validate({"sources": {"files:bench": spec}, "collector": {"bells_per_second": 0}})
-        given = argparse.Namespace(max_records=None, chunk_size=None, max_chunks=None, dry_run=False)
+        given = argparse.Namespace(max_records=None, chunk_size=None, max_chunks=None, max_minutes=None, dry_run=False)
         async with await db.open_pool(url, settings.database, "bench", "tailrace_collector", 4) as pool:
             ids = await raw.register(pool, settings, ["files:bench"])
             begun = time.monotonic()

@@ -10,16 +10,18 @@ from worker.core.settings import Settings
 SOURCES = """
 select l.source, l.records, l.seconds as lag_seconds, l.last_append, s.active,
   (select count(*) from unnest(v.times)) as covered_spans, upper(v.times) as covered_until,
-  coalesce(g.gaps, 0) as gaps,
+  coalesce(g.gaps, 0) as gaps, n.silence as silence_expected, n.exceeded as silent_too_long,
+  (select round(100 * p.ratio)::int from tailrace.backfill_progress p where p.source = l.source order by p.run desc limit 1) as backfill_percent,
   coalesce(b.breaker, 'closed') as breaker, b.reason, b.open_until as resumes_at, q.remaining as quota, q.resets_at as quota_resets_at
 from tailrace.source_lag l join tailrace.sources s on s.name = l.source
 left join tailrace.coverage v on v.source_id = s.id
 left join tailrace.source_gaps g on g.source = l.source
+left join tailrace.source_silence n on n.source = l.source
 left join lateral (select * from tailrace.quotas q where q.name in ('source:' || l.source, 'source:' || l.source || ' catch-up')
   order by q.breaker <> 'closed' desc, q.open_until desc nulls first limit 1) b on true
 left join lateral (select * from tailrace.quotas q where split_part(q.name, ':', 1) = s.kind and q.remaining is not null order by q.updated_at desc limit 1) q on true
 order by l.source"""
-_COLUMNS = ("source", "records", "lag_seconds", "covered_until", "gaps", "quota", "breaker", "resumes_at", "reason")
+_COLUMNS = ("source", "records", "lag_seconds", "covered_until", "gaps", "backfill_percent", "quota", "breaker", "resumes_at", "reason")
 
 
 def sources(settings: Settings, action: str, name: str | None, *, json: bool, dry_run: bool) -> int:

@@ -24,9 +24,10 @@ order by p.name, v.id"""
 _WORKERS = """select name, kind, extract(epoch from tailrace.clock() - seen_at)::int as seen_seconds_ago, gates,
   array(select p.name || '/' || v.name from tailrace.versions v join tailrace.pipelines p on p.id = v.pipeline_id where v.id = any (w.versions)) as runs
 from tailrace.workers w where seen_at > tailrace.clock() - interval '2 minutes' order by name"""
-RUNS = """select r.id, r.kind, p.name as pipeline, v.name as version, r.state, r.records, r.skipped,
+RUNS = """select r.id, r.kind, coalesce(p.name, s.name) as subject, v.name as version, r.state, r.records, r.skipped,
   round(100.0 * r.position / greatest(r.position_to, 1), 1)::float8 as percent, r.reason, r.resume_at, r.created_at
-from tailrace.runs r left join tailrace.versions v on v.id = r.version_id left join tailrace.pipelines p on p.id = v.pipeline_id"""
+from tailrace.runs r left join tailrace.versions v on v.id = r.version_id left join tailrace.pipelines p on p.id = v.pipeline_id
+left join tailrace.sources s on s.id = r.source_id"""
 _EFFECTS = """select kind, verdict, coalesce(reason, '') as reason, count(*) as effects from tailrace.effects group by 1, 2, 3 order by 1, 2, 3"""
 
 
@@ -67,6 +68,14 @@ def warnings(connection: Connection, facts: dict[str, Any]) -> list[str]:
             found.append(f"{row['deliveries']} deliveries of {row['kind']} are uncertain: look at the receiver, then `tailrace effects resolve KEY`")
         if row["state"] == "pending" and facts["gates"].get(row["kind"]) != "open":
             found.append(f"{row['deliveries']} deliveries of {row['kind']} wait, but its gate is closed in this configuration")
+    return found + _about_sources(connection, facts["sources"])
+
+
+def _about_sources(connection: Connection, sources: list[dict[str, Any]]) -> list[str]:
+    found = []
+    for row in sources:
+        if row["silent_too_long"]:
+            found.append(f"{row['source']} has brought nothing for longer than the {row['silence_expected']:g} s that are expected of it")
     for row in rows(
         connection, "select name, reason, open_until from tailrace.quotas where breaker = 'open' and (open_until > tailrace.clock()) is not false"
     ):
@@ -90,7 +99,7 @@ def status(settings: Settings, *, json: bool) -> int:
     print(f"gates     {gates} (in this configuration)\nenqueue   {'on' if facts['enqueue'] else 'OFF: raw only'}")
     shapes = (
         ("sources", ("source", "records", "lag_seconds", "last_append")), ("pipelines", ()), ("lag", ()), ("effects", ()),
-        ("deliveries", ()), ("workers", ("name", "seen_seconds_ago", "runs", "gates")), ("runs", ("id", "kind", "version", "state", "records", "percent", "reason")),
+        ("deliveries", ()), ("workers", ("name", "seen_seconds_ago", "runs", "gates")), ("runs", ("id", "kind", "subject", "version", "state", "records", "percent", "reason", "resume_at")),
     )  # fmt: skip
     for name, columns in shapes:
         print(f"\n{name}")

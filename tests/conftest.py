@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import psycopg
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from ops.migrate import migrate
 from worker.core import embedded, events
@@ -24,6 +25,9 @@ from worker.core.service import rest_or_wake
 ROOT = Path(__file__).resolve().parents[1]
 SERVER = "TAILRACE_TEST_DATABASE_URL"
 _LOCK = 7499  # roles belong to the whole server: only one process at a time migrates
+
+
+hypothesis_settings.register_profile("long", deadline=None)  # --hypothesis-profile=long: many more runs, each time others
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,7 +13,8 @@ import tenacity
 from worker.core.db import AWAY
 from worker.core.events import emit
 from worker.core.models import Receipt
-from worker.core.settings import EffectSpec, Settings
+from worker.core.settings import Settings
+from worker.core.specs import EffectSpec
 from worker.effects import Claimed, Effects
 from worker.sinks import Sink, build, policy_of
 

@@ -19,7 +19,8 @@ from worker.core.db import mapped
 from worker.core.errors import Misconfigured, nearest
 from worker.core.events import emit
 from worker.core.models import Context
-from worker.core.settings import PipelineSpec, Settings
+from worker.core.settings import Settings
+from worker.core.specs import PipelineSpec
 from worker.processors import Processor, registered
 
 BOXED = ("rules", "echo")

@@ -40,7 +40,8 @@ class Source(Protocol):
 
     name: str
     caught_up: bool  # nothing more at present; a Tailed source sets it itself
-    exclusive: tuple[str, ...]  # what only one process may use at a time, e.g. a session: the collector holds a lease on each
+    exclusive: tuple[str, ...]  # what only one process may use for news at a time, e.g. a session: the collector holds a lease on each
+    exclusive_history: tuple[str, ...]  # the same for history: catch-up and backfill
     limits: tuple[str, ...]  # names of the limits that it shares with others, e.g. `github:graphql`: none of them is called while one is held
 
     def describe(self) -> str:

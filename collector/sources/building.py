@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from collector.sources import Kind, Polled, Source, kinds
 from worker.core.errors import Misconfigured, nearest
-from worker.core.settings import CollectorSettings, Settings, SourceSpec
+from worker.core.settings import CollectorSettings, Settings
+from worker.core.specs import SourceSpec
 
 BOXED = ("bluesky", "files", "github", "rss", "telegram", "webhook", "x")
 GROUP = "tailrace.sources"  # entry points of packages that bring kinds of their own

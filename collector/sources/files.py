@@ -80,6 +80,7 @@ class Files:
     def __init__(self, name: str, options: FilesOptions, settings: CollectorSettings) -> None:
         self.name = name
         self.exclusive: tuple[str, ...] = ()
+        self.exclusive_history: tuple[str, ...] = ()
         self.limits: tuple[str, ...] = ()
         self.caught_up = False
         self._o = options

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from collector.record import RecordOptions
 from collector.sources.secrets import secret
 from worker.core.errors import Misconfigured
-from worker.core.settings import Seconds
+from worker.core.specs import Seconds
 
 _STAMP = re.compile(r"[0-9]{1,12}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,7 +19,8 @@ from collector.sources.telegram_history import History
 from collector.sources.telegram_line import Line, give_back, take
 from collector.sources.telegram_tail import Tail
 from worker.core.errors import Misconfigured
-from worker.core.settings import CollectorSettings, Seconds
+from worker.core.settings import CollectorSettings
+from worker.core.specs import Seconds
 
 NO_HISTORY = "history is not read: name a second session (catchup_session_file), or allow this one by share_session = true"
 
@@ -57,8 +59,9 @@ class Live:
         self._lines: dict[str, Line] = {}
         self._heal: Heal | None = None
         self._tail: Tail | None = None
-        self.exclusive: tuple[str, ...] = tuple(dict.fromkeys(a.limit for a in (news, old) if a))
-        self.limits: tuple[str, ...] = (news.limit,)  # a flood of the other one is that of the catch-up alone, which tells it
+        self.exclusive: tuple[str, ...] = (news.limit,)
+        self.exclusive_history: tuple[str, ...] = (old.limit,) if old else ()
+        self.limits: tuple[str, ...] = (news.limit,)  # a flood of the other one is that of the history alone, which tells it
 
     @property
     def caught_up(self) -> bool:
@@ -78,8 +81,14 @@ class Live:
         self._tail = Tail(self.name, self._line(self._news), self._chat, self._healer(), self.gap, o.verify, most)
         return self._tail.pages(position, stop)
 
-    def heal(self, position: dict[str, Any], tail: dict[str, Any], known: Known) -> AsyncGenerator[Page, None]:
-        return self._healer().pages(position, tail, known) if self._old else _nothing()
+    async def heal(self, position: dict[str, Any], tail: dict[str, Any], known: Known) -> AsyncGenerator[Page, None]:
+        """The connection ends with it, where it is not that of news: the lease on its session does, too."""
+        if self._old is None:
+            return
+        stays = self._old is self._news
+        async with self._line(self._old).used(stays=stays), aclosing(self._healer().pages(position, tail, known)) as pages:
+            async for page in pages:
+                yield page
 
     async def aclose(self) -> None:
         lines, self._lines = self._lines, {}
@@ -90,11 +99,6 @@ class Live:
         if who.label not in self._lines:
             self._lines[who.label] = take(who)
         return self._lines[who.label]
-
-    def _history(self) -> History:
-        if self._old is None:
-            raise Denied(self.name, "there is no session for history", NO_HISTORY)
-        return History(self._line(self._old), self.name, self._chat)
 
     def _healer(self) -> Heal:
         if self._heal is None:
@@ -107,7 +111,11 @@ class Telegram(Live):
     """One chat over the API. Its history is read in chunks."""
 
     async def chunk(self, position: dict[str, Any], size: int, window: Window) -> Page:
-        return await self._history().chunk(position, size, window)
+        if self._old is None:
+            raise Denied(self.name, "there is no session for history", NO_HISTORY)
+        line = self._line(self._old)
+        async with line.used(stays=True):
+            return await History(line, self.name, self._chat).chunk(position, size, window)
 
 
 class LiveWithExport(Live):
@@ -129,12 +137,6 @@ class LiveWithExport(Live):
     @property
     def unread(self) -> list[str]:
         return self._export.unread
-
-
-async def _nothing() -> AsyncGenerator[Page, None]:
-    nothing: tuple[Page, ...] = ()
-    for page in nothing:
-        yield page
 
 
 @source("telegram", TelegramOptions)

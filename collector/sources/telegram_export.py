@@ -25,6 +25,7 @@ class Export:
         self.name = name
         self.caught_up = False
         self.exclusive: tuple[str, ...] = ()
+        self.exclusive_history: tuple[str, ...] = ()
         self.limits: tuple[str, ...] = ()
         self.unread: list[str] = []
         self._path, self._chat, self._settings, self._most = Path(path).expanduser(), chat, settings, most

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,6 +29,7 @@ class Line:
         self._client: Any = None
         self._left: list[Any] = []  # clients whose connection has ended
         self._number = 0  # of the connection
+        self._busy = 0
         self._lock = asyncio.Lock()
         self._held_until = 0.0
         self._ears: dict[int, set[News]] = {}
@@ -61,6 +62,17 @@ class Line:
 
     def leave(self, news: News) -> None:
         self._ears.get(news.chat.number, set()).discard(news)
+
+    @asynccontextmanager
+    async def used(self, *, stays: bool) -> AsyncIterator[None]:
+        """While anybody is in here it is connected; afterwards, unless it `stays`, it takes leave: a later call connects anew."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if not self._busy and not stays:
+                await self.close()
 
     async def close(self) -> None:
         """Takes leave of the service."""

@@ -32,6 +32,7 @@ class Webhook:
     def __init__(self, name: str, options: WebhookOptions, settings: CollectorSettings) -> None:
         self.name = name
         self.exclusive: tuple[str, ...] = ()
+        self.exclusive_history: tuple[str, ...] = ()
         self.limits: tuple[str, ...] = ()
         self.caught_up = True
         self._o = options

@@ -30,9 +30,10 @@ begin
   return v_wait;
 end $$;
 
+-- A probe, or a call after failures, worked. What is held (open) stays so: the call began before.
 create or replace function tailrace.call_worked(p_names text[]) returns void language sql as $$
   update tailrace.quotas set breaker = 'closed', failures = 0, open_until = null, reason = null, updated_at = tailrace.clock()
-  where name = any (p_names) and (breaker <> 'closed' or failures > 0)
+  where name = any (p_names) and (breaker = 'half-open' or (breaker = 'closed' and failures > 0))
 $$;
 
 -- Returns seconds until the next try: growing pauses while closed, then the breaker opens, longer each time, an hour at most.

@@ -14,6 +14,11 @@ begin
     body        bytea,
     meta        jsonb
   ) on commit delete rows;
+  create temporary table if not exists tailrace_known (
+    n int not null, external_id text not null, revision int not null, digest bytea not null, source_time timestamptz) on commit delete rows;
+  if exists (select from pg_temp.tailrace_stage) then  -- the page before, in the same transaction
+    truncate pg_temp.tailrace_stage, pg_temp.tailrace_known;
+  end if;
 end $$;
 
 -- Writes the staged page of one source. One writer per source at a time, so a source's ids rise in the order of commits
@@ -50,10 +55,10 @@ begin
   select count(*) into v_total from pg_temp.tailrace_stage;
   if v_total > 0 then
     -- Records that raw has never seen and that the page holds once: the common case, without any comparison.
-    create temporary table if not exists tailrace_known (
-      n int not null, external_id text not null, revision int not null, digest bytea not null, source_time timestamptz) on commit delete rows;
     insert into pg_temp.tailrace_known
-    select s.n, s.external_id, r.revision, r.digest, r.source_time
+    select s.n, s.external_id, r.revision, r.digest,
+      case when r.source_time is not null or r.revision = 1 then r.source_time  -- a revision without a time is as late as those before it
+           else (select max(o.source_time) from tailrace.raw_records o where o.source_id = p_source and o.external_id = s.external_id) end
     from pg_temp.tailrace_stage s
     cross join lateral (select r.revision, r.digest, r.source_time from tailrace.raw_records r
                         where r.source_id = p_source and r.external_id = s.external_id

@@ -71,16 +71,35 @@ select p.name as pipeline, v.name as version, j.lane,
 from tailrace.jobs j join tailrace.versions v on v.id = j.version_id join tailrace.pipelines p on p.id = v.pipeline_id
 group by p.name, v.name, j.lane, j.state;
 
--- Seconds since a source last brought something or was seen to have nothing more.
+-- Seconds since a source last brought something or was seen to have nothing more; of one that is asked now and then, seconds since it
+-- should have been asked.
 create or replace view tailrace.source_lag as
-select s.name as source, s.active, extract(epoch from tailrace.clock() - coalesce(max(c.caught_up_at), s.created_at))::float8 as seconds,
+select s.name as source, s.active,
+       greatest(extract(epoch from tailrace.clock() - coalesce(max(c.caught_up_at), s.created_at)) - coalesce((s.spec ->> 'every')::float8, 0), 0)::float8 as seconds,
        coalesce(sum(c.records), 0)::bigint as records, max(c.updated_at) as last_append
 from tailrace.sources s left join tailrace.cursors c on c.source_id = s.id where s.active group by s.id;
+
+-- Sources that say how long they may be silent (`silence` of [sources.X]), and whether they have been silent for longer.
+create or replace view tailrace.source_silence as
+select s.name as source, (s.spec ->> 'silence')::float8 as silence, extract(epoch from tailrace.clock() - coalesce(r.observed_at, s.created_at))::float8 as seconds,
+       tailrace.clock() - coalesce(r.observed_at, s.created_at) > make_interval(secs => (s.spec ->> 'silence')::float8) as exceeded
+from tailrace.sources s
+left join lateral (select r.observed_at from tailrace.raw_records r where r.source_id = s.id order by r.id desc limit 1) r on true
+where s.active and s.spec ->> 'silence' is not null;
 
 -- Holes within what a source was seen to cover, in its time or in its dense ids.
 create or replace view tailrace.source_gaps as
 select s.name as source, greatest((select count(*) from unnest(c.times)), (select count(*) from unnest(c.ids)), 1) - 1 as gaps
 from tailrace.coverage c join tailrace.sources s on s.id = c.source_id;
+
+-- Backfills that are open: how far, at what size of chunk, held back by what.
+create or replace view tailrace.backfill_progress as
+select r.id as run, s.name as source, r.state, r.position as seen, nullif(r.position_to, 0) as total, r.records as stored,
+       least(r.position::float8 / nullif(r.position_to, 0), 1) as ratio, c.no as chunks, c.size as chunk_size, c.decision ->> 'because' as because,
+       r.reason, r.resume_at, extract(epoch from tailrace.clock() - r.created_at)::float8 as seconds
+from tailrace.runs r join tailrace.sources s on s.id = r.source_id
+left join lateral (select * from tailrace.chunks c where c.run_id = r.id order by c.no desc limit 1) c on true
+where r.kind = 'backfill' and r.state in ('active', 'paused', 'failed');
 
 create or replace view tailrace.unrunnable as
 select p.name as pipeline, v.name as version, sum(j.n_rows)::bigint as records

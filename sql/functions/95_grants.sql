@@ -7,7 +7,7 @@ grant select, insert on tailrace.raw_records to tailrace_collector;
 grant select, insert, update on tailrace.sources, tailrace.cursors, tailrace.coverage, tailrace.runs, tailrace.chunks, tailrace.quotas, tailrace.workers to tailrace_collector;
 grant select on tailrace.versions, tailrace.pipelines to tailrace_collector;
 grant select, insert on tailrace.jobs to tailrace_collector;
-grant select on tailrace.queue_depth, tailrace.queue_lag, tailrace.source_lag, tailrace.source_gaps, tailrace.coverage, tailrace.xmin_holders to tailrace_collector;
+grant select on tailrace.backfill_progress, tailrace.source_silence, tailrace.queue_depth, tailrace.queue_lag, tailrace.source_lag, tailrace.source_gaps, tailrace.coverage, tailrace.xmin_holders to tailrace_collector;
 grant execute on all functions in schema tailrace to tailrace_worker, tailrace_operator, tailrace_collector, tailrace_reader;
 revoke execute on function tailrace.register_version, tailrace.swap_live, tailrace.move_open_work, tailrace.rescue, tailrace.move_leftovers from tailrace_collector, tailrace_reader;
 revoke execute on function tailrace.open_run, tailrace.advance_run, tailrace.slice_range from tailrace_reader;

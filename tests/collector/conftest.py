@@ -11,7 +11,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from collector.backfill import Backfill, Report
+from collector.backfiller import Backfill
+from collector.history import Report
 from collector.raw import register
 from collector.sources.building import build
 from worker.core.settings import Settings
@@ -34,7 +35,7 @@ class Inbox:
         settings = self.settings()
         source = build(settings)["files:inbox"]
         source_id = (await register(self.pool, settings, ["files:inbox"]))["files:inbox"]
-        asked = {"max_records": None, "max_chunks": None, "chunk_size": None, "dry_run": False, "force_enqueue": False} | given
+        asked = {"max_records": None, "max_chunks": None, "chunk_size": None, "dry_run": False, "force_enqueue": False, "max_minutes": None} | given
         return await Backfill(self.pool, settings, SimpleNamespace(**asked), None, None).run(source, source_id)
 
     async def raw(self) -> list[dict[str, Any]]:

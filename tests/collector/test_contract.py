@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from collector import live
-from collector.backfill import Backfill
+from collector.backfiller import Backfill
 from collector.raw import register
 from collector.sources import Fetched, Healing, Polled, Tailed
 from collector.sources.building import build
@@ -47,7 +47,7 @@ class World:
         settings = self.settings(**({"page_records": given["chunk_size"]} if "chunk_size" in given else {}))
         source = build(settings)[self.subject.name()]
         ids = await register(self.pool, settings, [source.name])
-        asked = {"max_records": None, "max_chunks": None, "chunk_size": None, "dry_run": False, "force_enqueue": False} | given
+        asked = {"max_records": None, "max_chunks": None, "chunk_size": None, "dry_run": False, "force_enqueue": False, "max_minutes": None} | given
         run = Backfill(self.pool, settings, SimpleNamespace(**asked), None, None)
         report = await run.run(source, ids[source.name])
         await run.close()

@@ -26,7 +26,7 @@ class Options(BaseModel):
 
 @source("broken", Options)
 class Broken:
-    caught_up, exclusive, limits = False, (), ()
+    caught_up, exclusive, exclusive_history, limits = False, (), (), ()
 
     def __init__(self, name, _options, _settings):
         self.name = name

@@ -11,8 +11,9 @@ import pytest
 from pydantic import BaseModel
 
 from collector import live, turns
+from collector.raw import register
 from collector.sources import Page, source
-from collector.sources.answers import Denied, Limited, Quota
+from collector.sources.answers import Denied, Limited, Quota, Spent
 from collector.sources.building import build
 from worker.core.errors import Misconfigured
 from worker.core.models import RawRecord
@@ -34,7 +35,7 @@ class Scripted:
 
     def __init__(self, name, options, _settings):
         self.name, self.caught_up, self.limits = name, False, ()
-        self.exclusive = tuple(options.exclusive)
+        self.exclusive, self.exclusive_history = tuple(options.exclusive), ()
         self.calls, self.coming, self.missed = 0, asyncio.Queue(), []
         self.gap = asyncio.Event()
         Scripted.scripts[name] = self
@@ -139,6 +140,10 @@ async def test_failures_open_the_breaker_one_probe_closes_it(pool):
     assert await pool.fetchval(ask) > 59, "the probe is one"
     assert await pool.fetchval(failed) == 120.0
     await pool.execute("select tailrace.call_worked('{source:x}')")
+    assert await pool.fetchval(ask) > 119, "a call that began before does not end what is held"
+    await pool.execute("update tailrace.quotas set open_until = tailrace.clock() - interval '1 second'")
+    assert await pool.fetchval(ask) == 0
+    await pool.execute("select tailrace.call_worked('{source:x}')")
     assert await pool.fetchval(ask) == 0
     assert await pool.fetchval(failed) == 1.0
 
@@ -203,3 +208,107 @@ async def test_sources_come_and_go_on_reload(db_url, keys, eventually):
         await eventually(lambda: has(keys, ["1", "2"]))
         a.coming.put_nowait(page(3))
     assert await keys() == ["1", "2"]
+
+
+@source("asked", Options)
+class Asked:
+    """Counts how often it is asked; what the test puts on `coming` is news."""
+
+    made: ClassVar[dict[str, Asked]] = {}
+
+    def __init__(self, name, _options, _settings):
+        self.name, self.caught_up, self.exclusive, self.exclusive_history, self.limits = name, False, (), (), ()
+        self.every, self.polls, self.coming = 3600.0, 0, []
+        Asked.made[name] = self
+
+    def describe(self):
+        return "asked"
+
+    async def poll(self, position):
+        self.polls += 1
+        while self.coming:
+            what = self.coming.pop(0)
+            if isinstance(what, Exception):
+                raise what
+            yield what
+
+    async def chunk(self, position, size, window):
+        at = position.get("at", 0)
+        records = [r for n in range(at, min(at + size, 40)) for r in page(n).records]
+        return Page(records, {"at": at + len(records)}, more=at + len(records) < 40, total=40)
+
+
+def asked(*names, **spec):
+    return Settings(sources={f"asked:{n}": {"kind": "asked", **spec} for n in names}, collector=FAST)
+
+
+async def test_a_poll_is_made_up_for_at_the_start_and_not_repeated_before_its_time(db_url, pool, keys, eventually):
+    for news, polls in ([page(1)], 1), ([], 0):
+        config = asked("a")
+        made = build(config)
+        Asked.made["asked:a"].coming += news
+        program = live.Live(config, made)
+        task = asyncio.create_task(program.run(db_url))
+        await eventually(lambda: pool.fetchval("select count(*) from tailrace.quotas where name = 'lease:poll:asked:a' and reason = ''"))
+        await eventually(lambda polls=polls: Asked.made["asked:a"].polls == polls)
+        program.stop.set()
+        await asyncio.wait_for(task, 20)
+    assert await keys() == ["1"]
+    left = await pool.fetchval("select extract(epoch from open_until - tailrace.clock()) from tailrace.quotas where name = 'lease:poll:asked:a'")
+    assert 3500 < left <= 3600
+
+
+async def test_one_process_polls_at_a_time_and_a_quiet_source_costs_no_statement_of_its_own(db_url, pool, eventually):
+    config = asked(*[f"s{n}" for n in range(50)])
+    async with running(config, db_url):
+        await eventually(lambda: all(a.polls == 1 for a in Asked.made.values() if ":s" in a.name))
+        await eventually(lambda: pool.fetchval("select count(*) = 50 from tailrace.cursors where caught_up_at is not null"))
+    assert await pool.fetchval("select count(*) from tailrace.coverage") == 0
+    assert await pool.fetchval("select max(seconds) from tailrace.source_lag") == 0
+
+
+async def test_a_poll_that_fails_is_tried_again_after_the_pause_of_its_breaker(db_url, keys, eventually, seen):
+    config = asked("a")
+    made = build(config)
+    Asked.made["asked:a"].coming += [RuntimeError("502"), page(4)]
+    program = live.Live(config, made)
+    task = asyncio.create_task(program.run(db_url))
+    await eventually(lambda: has(keys, ["4"]))
+    await eventually(lambda: any(name == "source.recovered" for name, _ in seen))
+    program.stop.set()
+    await asyncio.wait_for(task, 20)
+
+
+async def test_every_is_for_sources_that_are_asked():
+    assert build(asked("a", every="2h"))["asked:a"].every == 7200
+    with pytest.raises(Misconfigured, match="not polled"):
+        build(Settings(sources={"scripted:a": {"kind": "scripted", "every": "1h"}}))
+
+
+async def test_a_backfill_that_was_left_behind_is_gone_on_with(db_url, pool, keys, eventually, monkeypatch):
+    monkeypatch.setattr("collector.readers.ADOPT", 0.1)
+    config = asked("a")
+    (source_id,) = (await register(pool, config, ["asked:a"])).values()
+    run = await pool.fetchval("select tailrace.open_backfill($1, '{}')", source_id)
+    async with running(config, db_url):
+        await eventually(lambda: pool.fetchval("select state = 'done' from tailrace.runs where id = $1", run))
+    assert sorted(map(int, await keys())) == list(range(40))
+
+
+async def test_a_budget_that_is_spent_holds_its_source_until_it_begins_anew(db_url, pool, keys, clock, eventually):
+    until = dt.datetime(2026, 12, 1, tzinfo=dt.UTC)
+    await clock.set(until - dt.timedelta(days=3))
+    config = asked("a", every=0.2)
+    made = build(config)
+    a = Asked.made["asked:a"]
+    a.coming += [page(1, spent=(Spent("x:money", 0.6, 1.0, until),)), page(2, spent=(Spent("x:money", 0.6, 1.0, until),))]
+    program = live.Live(config, made)
+    task = asyncio.create_task(program.run(db_url))
+    await eventually(lambda: pool.fetchval("select open_until = $1 from tailrace.quotas where name = 'x:money'", until))
+    program.stop.set()
+    await asyncio.wait_for(task, 20)
+    assert await keys() == ["1", "2"]
+    assert await pool.fetchval("select tailrace.may_call('{x:money}', 60)") == 3 * 86400
+    await clock.set(until + dt.timedelta(seconds=1))
+    assert await pool.fetchval("select tailrace.may_call('{x:money}', 60)") == 0
+    assert await pool.fetchval("select tailrace.spend('x:money', 0.1, 1.0, $1)", until + dt.timedelta(days=31))

@@ -21,7 +21,7 @@ from collector.sources.building import build
 from collector.sources.telegram_content import digest, of_message
 from collector.sources.telegram_records import record
 from tests.collector.contract import standin
-from tests.collector.subjects.telegram import BEGAN, CHANNEL, Service, session
+from tests.collector.subjects.telegram import BEGAN, CHANNEL, Client, Service, session
 from worker.core.errors import Misconfigured
 from worker.core.settings import Settings
 
@@ -228,7 +228,7 @@ async def test_a_flood_in_the_middle_ends_the_chunk_and_no_call_is_made_until_it
     calls = len(service.asked)
     with pytest.raises(Limited) as limited:
         await source.chunk(page.position, 150, Window())
-    assert limited.value.name == source.exclusive[1]
+    assert limited.value.name == source.exclusive_history[0]
     assert 38 <= limited.value.seconds <= 40
     assert len(service.asked) == calls
 
@@ -373,6 +373,18 @@ async def test_chats_of_one_session_share_a_client(service, spec, eventually):
     assert not telegram_line._lines[asyncio.get_running_loop()]
 
 
+async def test_the_connection_of_history_ends_with_the_catch_up(service, source, eventually):
+    """As the lease on its session does: a backfill of another process may come."""
+    service.store("offer")
+    async with tailing(source) as pages:
+        await eventually(lambda: pages)
+        await healed(source, Raw())
+        assert [c.who.label for c in service.clients] == [source._news.label]
+        resolved = [r for _, r in service.asked if isinstance(r, functions.contacts.ResolveUsernameRequest)]
+        await healed(source, Raw())
+        assert [r for _, r in service.asked if isinstance(r, functions.contacts.ResolveUsernameRequest)] == resolved, "the chat is remembered"
+
+
 async def test_a_tail_ends_within_a_call(service, source, eventually, monkeypatch):
     async with tailing(source) as pages:
         await eventually(lambda: pages)
@@ -481,7 +493,7 @@ async def test_a_message_is_gone_only_when_the_service_says_so(service, source, 
         service.store(f"Offer {n}")
     raw.take(await source.chunk({}, 100, Window()))
     _, position = await healed(source, raw)
-    history, called = service.history, type(service.clients[0]).__call__
+    history, called = service.history, Client.__call__
 
     def without(request):
         answer = history(request)
@@ -495,7 +507,7 @@ async def test_a_message_is_gone_only_when_the_service_says_so(service, source, 
         return answer
 
     monkeypatch.setattr(service, "history", without)
-    monkeypatch.setattr(type(service.clients[0]), "__call__", unsaid)
+    monkeypatch.setattr(Client, "__call__", unsaid)
     source._heal.holes += 1
     pages, _ = await healed(source, raw, position)
     assert "2" in keys(pages), "read by its id"
@@ -552,7 +564,7 @@ async def test_without_a_session_of_its_own_nothing_is_caught_up(service, spec):
     shared = made(spec | {"share_session": True})
     service.store("offer")
     assert keys([await shared.chunk({}, 10, Window())]) == ["1"]
-    assert len(shared.exclusive) == 1
+    assert shared.exclusive == shared.exclusive_history
     await shared.aclose()
 
 
@@ -606,7 +618,7 @@ def test_a_session_is_read_from_a_file_of_the_library(spec, tmp_path):
 def test_secrets_are_told_nowhere(spec, monkeypatch):
     source = made(spec)
     key = telegram_client.Session(session(1)).auth_key.key
-    told = " ".join((source.describe(), repr(source._news), *source.exclusive, *source.limits))
+    told = " ".join((source.describe(), repr(source._news), *source.exclusive, *source.exclusive_history, *source.limits))
     assert not any(secret in told for secret in (session(1), session(2), "s3cret-hash", key.hex()))
     (error,) = refused({k: v for k, v in spec.items() if k != "api_hash_file"})
     assert "api_hash" in error

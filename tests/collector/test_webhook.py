@@ -81,8 +81,8 @@ async def test_a_signed_call_is_answered_when_it_is_stored(hook, pool):
 @pytest.mark.parametrize(("given", "reason"), [
     ({"signed": False}, "timestamp"),
     ({"secret": "another"}, "signature"),
-    ({"at": time.time() - 400}, "timestamp"),
-    ({"at": time.time() + 400}, "timestamp"),
+    ({"at": time.time() - 40_000}, "timestamp"),
+    ({"at": time.time() + 40_000}, "timestamp"),
     ({"signed": False, "X_Tailrace_Timestamp": "9" * 400}, "timestamp"),
     ({"signed": False, "X_Tailrace_Timestamp": str(int(time.time()))}, "signature"),
 ])  # fmt: skip

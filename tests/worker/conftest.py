@@ -15,7 +15,8 @@ import pytest
 
 from worker import Done, Effect, processors, registry
 from worker.core.models import Delivery
-from worker.core.settings import PipelineSpec, Settings
+from worker.core.settings import Settings
+from worker.core.specs import PipelineSpec
 from worker.processors import Processor
 from worker.run import Worker
 

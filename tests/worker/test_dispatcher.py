@@ -15,7 +15,8 @@ import pytest
 
 from worker.core import service
 from worker.core.models import Receipt
-from worker.core.settings import EffectSpec, Settings
+from worker.core.settings import Settings
+from worker.core.specs import EffectSpec
 from worker.dispatcher import AHEAD, AT_ONCE, LONGEST_REST, MARGIN, Dispatcher, Outlet
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,8 @@ from starlette.requests import Request
 
 from collector.sources.signing import Refused, WebhookOptions, check_signature
 from worker.core.errors import Misconfigured
-from worker.core.settings import EffectSpec, Settings
+from worker.core.settings import Settings
+from worker.core.specs import EffectSpec
 from worker.sinks import build, gates, policy_of
 from worker.sinks.webhook import idempotency_key
 
@@ -204,7 +205,7 @@ async def test_a_line_that_a_crash_cut_is_left_alone_and_does_not_count(jsonl, o
 WRITER = """
 import asyncio, sys
 from worker.core.models import Delivery
-from worker.core.settings import EffectSpec
+from worker.core.specs import EffectSpec
 from worker.sinks import build
 async def main(path, name):
     sink = build("k", EffectSpec(sink="jsonl", path=path))

@@ -45,7 +45,9 @@ def shown(url: str) -> str:
     return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
 
 
-async def connect_pool(url: str, settings: DatabaseSettings, program: str, role: str, size: int, warm: Warm | None = None) -> asyncpg.Pool:
+async def connect_pool(
+    url: str, settings: DatabaseSettings, program: str, role: str, size: int, warm: Warm | None = None, *, read_only: bool = False
+) -> asyncpg.Pool:
     """A pool whose sessions run under `role`. Raises Misconfigured where waiting cannot help; waits while the server is away.
 
     `warm` makes the calls whose first run on a session is slow (plans and caches, some 15 ms) before they matter.
@@ -61,6 +63,8 @@ async def connect_pool(url: str, settings: DatabaseSettings, program: str, role:
     extra = {"application_name": f"tailrace {program}"}
     if settings.pooler == "none":
         extra |= _SESSION | {"statement_timeout": str(int(settings.statement_timeout * 1000))}
+    if read_only and settings.pooler == "none":
+        extra |= {"default_transaction_read_only": "on"}
     cached = {} if settings.pooler == "none" and settings.prepare else {"statement_cache_size": 0}
     async for attempt in _retrying(settings):
         with attempt:
@@ -96,10 +100,14 @@ async def _keep(_connection: asyncpg.Connection) -> None:
     """No reset query when a session returns to the pool: nothing of ours leaves state in it."""
 
 
-async def open_pool(url: str, settings: DatabaseSettings, program: str, role: str, size: int, warm: Warm | None = None) -> asyncpg.Pool:
-    """connect_pool plus the check that the schema is there and is the one this program was written for."""
+async def open_pool(
+    url: str, settings: DatabaseSettings, program: str, role: str, size: int, warm: Warm | None = None, *, read_only: bool = False
+) -> asyncpg.Pool:
+    """connect_pool plus the check that the schema is there and is the one this program was written for. `read_only`: the database refuses
+    every change.
+    """
     try:
-        pool = await connect_pool(url, settings, program, role, size, warm)
+        pool = await connect_pool(url, settings, program, role, size, warm, read_only=read_only)
         await patiently(settings, check_schema, pool)
     except AWAY as error:
         raise Unavailable(f"no database at {shown(url)}: {error!r}", "start it, or correct DATABASE_URL") from error

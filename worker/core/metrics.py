@@ -41,13 +41,20 @@ _GAUGES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
      "select name, remaining from tailrace.quotas where remaining is not null"),
     ("tailrace_coverage_gaps", "Holes in what a source was seen to cover", ("source",),
      "select source, gaps::float8 from tailrace.source_gaps"),
+    ("tailrace_backfill_progress_ratio", "Share of a history that a backfill has gone through, where its size is known", ("source",),
+     "select source, ratio from tailrace.backfill_progress where ratio is not null"),
+    ("tailrace_backfill_chunk_records", "Size of the last chunk of a backfill", ("source",),
+     "select source, chunk_size::float8 from tailrace.backfill_progress where chunk_size is not null"),
+    ("tailrace_source_silence_exceeded", "1 where a source has been silent for longer than is expected of it", ("source",),
+     "select source, exceeded::int::float8 from tailrace.source_silence"),
     ("tailrace_runs_remaining_records", "Raw ids that open runs have still to go through", ("run", "kind"),
-     "select id::text, kind, (position_to - position)::float8 from tailrace.runs where state in ('active', 'paused')"),
+     "select id::text, kind, (position_to - position)::float8 from tailrace.runs where kind <> 'backfill' and state in ('active', 'paused')"),
 )  # fmt: skip
 
 # The collector's role may read no results, deliveries or workers.
 _COLLECTOR = frozenset({"tailrace_queue_lag_seconds", "tailrace_queue_depth", "tailrace_source_lag_seconds", "tailrace_oldest_xmin_seconds",
-                        "tailrace_breaker_open", "tailrace_quota_remaining", "tailrace_coverage_gaps",
+                        "tailrace_breaker_open", "tailrace_quota_remaining", "tailrace_backfill_progress_ratio",
+                        "tailrace_backfill_chunk_records", "tailrace_source_silence_exceeded", "tailrace_coverage_gaps",
                         "tailrace_runs_remaining_records"})  # fmt: skip
 
 

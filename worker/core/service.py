@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from worker.core.errors import Misconfigured
 from worker.core.events import emit
 
+T = TypeVar("T")
 Step = Callable[[], Awaitable[float]]  # seconds to rest; zero: there may be more to do
 
 
@@ -43,6 +45,17 @@ async def run(name: str, step: Step, stop: asyncio.Event, *, wake: asyncio.Event
             await rest_or_wake(rest * random.uniform(1 - jitter, 1 + jitter), *wakers)  # noqa: S311  jitter
             if wake:
                 wake.clear()
+
+
+async def unless(stop: asyncio.Event, call: Coroutine[Any, Any, T]) -> T | None:
+    """What `call` returns; None, and the call cancelled, when `stop` is set before."""
+    task, stopped = asyncio.ensure_future(call), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for waited in (task, stopped):
+            waited.cancel()
 
 
 async def until(stop: asyncio.Event) -> None:

@@ -6,35 +6,19 @@ Order: environment (`TAILRACE_SECTION__NAME`, `DATABASE_URL`) over the file name
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from worker.core.config import Loaded, load
 from worker.core.errors import Misconfigured
-from worker.core.times import parse_seconds
+from worker.core.specs import EffectSpec, PipelineSpec, Seconds, Section, SourceSpec
 
 
-def listed(value: Any) -> Any:
-    """A comma list or a JSON array as a list."""
-    if isinstance(value, str):
-        return json.loads(value) if value.strip().startswith("[") else [part.strip() for part in value.split(",") if part.strip()]
-    return value
-
-
-Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
-Names = Annotated[list[str], BeforeValidator(listed)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DatabaseSettings(_Section):
+class DatabaseSettings(Section):
     """How the programs speak to Postgres."""
 
     pool_size: int = Field(8, ge=2, description="connections per process")
@@ -45,14 +29,14 @@ class DatabaseSettings(_Section):
     connect_seconds: Seconds = Field(60.0, description="how long to wait for a server that is away at start")
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """Logs go to stderr."""
 
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity shown")
     format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, JSON lines elsewhere")
 
 
-class CollectorSettings(_Section):
+class CollectorSettings(Section):
     """source -> raw."""
 
     host: str = Field("127.0.0.1", description="address of /healthz, /readyz, /metrics and of webhooks")
@@ -65,11 +49,16 @@ class CollectorSettings(_Section):
     overlap: Seconds = Field(600.0, description="a catch-up begins so much before what is missing: late edits and clocks that differ")
     target_lag: Seconds = Field(0.0, description="how close to now a catch-up goes; what is younger is left to the tail")
     low_watermark: int = Field(10_000, ge=0, description="open records of its own lane above which a catch-up waits")
+    chunk_floor: int = Field(10, ge=1, description="least records of a backfill's chunk, whatever the limits say")
+    chunk_ceiling: int = Field(5000, ge=1, description="most records of a backfill's chunk")
+    chunk_seconds: Seconds = Field(15.0, gt=0, description="how long a chunk should take: what an interruption reads twice at most")
+    backfill_min_records: int = Field(100, ge=0, description="smaller sources are no targets of a backfill that names none")
+    backfill_complete: float = Field(0.8, ge=0, le=1, description="sources of which so much is stored are no targets of a backfill that names none")
     touch_seconds: Seconds = Field(15.0, description="how often `caught up` is written to the database")
     bells_per_second: float = Field(200.0, ge=0, description="most wake-up calls to workers; 0: workers only poll")
 
 
-class WorkerSettings(_Section):
+class WorkerSettings(Section):
     """raw -> job -> result -> effect -> delivery."""
 
     host: str = Field("127.0.0.1", description="address of /healthz, /readyz and /metrics")
@@ -85,48 +74,6 @@ class WorkerSettings(_Section):
     max_crashes: int = Field(5, ge=1, description="a record lost alone with its worker this often is buried")
     max_jobs: int | None = Field(None, ge=1, description="stop after so many records (the process can then be replaced)")
     name: str | None = Field(None, description="shown in jobs.worker; default host:pid")
-
-
-class SourceSpec(BaseModel):
-    """`[sources.NAME]`; further keys belong to the kind and are checked by it."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    kind: str = Field(description="files, webhook, ...")
-    active: bool = Field(True, description="off: configured, but not read")
-    every: Seconds | None = Field(None, gt=0, description="how often a source that has to be asked is asked; one process at a time does")
-    silence: Seconds | None = Field(None, description="expected silence: longer without news counts as lag")
-
-
-class PipelineSpec(_Section):
-    """`[pipelines.NAME]`."""
-
-    processor: str = Field(description="a processor in the box (rules, echo), `package.module`, `package.module:name` or a `.py` file")
-    version: str | None = Field(None, description="name of the version; left out, it is derived from the fingerprint")
-    sources: Names = Field(default_factory=lambda: ["*"], description="source names or globs that this pipeline wants")
-    promote: Literal["on_start", "manual"] = Field("on_start", description="whether a new version becomes live when a worker starts with it")
-    slice_size: int | None = Field(None, ge=1, le=100000, description="records per job; default: what the processor says")
-    concurrency: int | None = Field(None, ge=1, description="records (or batches) processed at once; default: what the processor says")
-    deadline: Seconds | None = Field(None, gt=0, description="longest time for one record or batch; default: what the processor says")
-    max_attempts: int = Field(8, ge=1, description="quick attempts, with growing pauses")
-    retry_base: Seconds = Field(1.0, description="first pause between attempts; doubles each time")
-    retry_after: Seconds = Field(14400.0, description="pause between attempts after the quick ones are used up")
-    retry_rounds: int = Field(3, ge=0, description="how many of these slow attempts before the record waits for `tailrace retry`")
-    options: dict[str, Any] = Field(default_factory=dict, description="passed to the processor, which checks them")
-
-
-class EffectSpec(BaseModel):
-    """`[effects.KIND]`; further keys belong to the sink and are checked by it."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    open: bool = Field(False, description="the gate; set it by TAILRACE_EFFECTS__KIND=1")
-    sink: str = Field(description="jsonl, webhook or telegram")
-    policy: Literal["never_twice", "never_lost"] | None = Field(
-        None, description="who decides when an outcome cannot be known; default: what the sink can"
-    )
-    rate: float | None = Field(None, gt=0, description="most deliveries a second, all processes together")
-    max_age: Seconds | None = Field(None, description="older records (by occurred_at) release nothing")
-    hold: Seconds = Field(0.0, description="a delivery waits this long, so that it can be cancelled")
-    max_attempts: int = Field(8, ge=1, description="tries before a delivery is given up as failed")
 
 
 def _data_dir() -> Path:

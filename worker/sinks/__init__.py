@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from worker.core.errors import Misconfigured, nearest
 from worker.core.models import Delivery, Receipt
-from worker.core.settings import EffectSpec, Settings
+from worker.core.settings import Settings
+from worker.core.specs import EffectSpec
 
 Policy = Literal["idempotent", "never_twice", "never_lost"]
 BOXED = ("jsonl", "webhook", "telegram")

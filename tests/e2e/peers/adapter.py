@@ -24,7 +24,8 @@ from worker import Done, registry
 from worker.bell import Bell
 from worker.core import db, service
 from worker.core.models import RawRecord
-from worker.core.settings import PipelineSpec, Settings
+from worker.core.settings import Settings
+from worker.core.specs import PipelineSpec
 from worker.jobs import warm
 from worker.processors import Processor
 from worker.run import Worker

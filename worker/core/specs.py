@@ -1,0 +1,67 @@
+"""What the configuration says of each source, pipeline and effect, and the types that its values have."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from worker.core.times import parse_seconds
+
+
+def listed(value: Any) -> Any:
+    """A comma list or a JSON array as a list."""
+    if isinstance(value, str):
+        return json.loads(value) if value.strip().startswith("[") else [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
+Names = Annotated[list[str], BeforeValidator(listed)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceSpec(BaseModel):
+    """`[sources.NAME]`; further keys belong to the kind and are checked by it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str = Field(description="files, webhook, ...")
+    active: bool = Field(True, description="off: configured, but not read")
+    every: Seconds | None = Field(None, gt=0, description="how often a source that has to be asked is asked; one process at a time does")
+    silence: Seconds | None = Field(None, description="expected silence: longer without news counts as lag")
+
+
+class PipelineSpec(Section):
+    """`[pipelines.NAME]`."""
+
+    processor: str = Field(description="a processor in the box (rules, echo), `package.module`, `package.module:name` or a `.py` file")
+    version: str | None = Field(None, description="name of the version; left out, it is derived from the fingerprint")
+    sources: Names = Field(default_factory=lambda: ["*"], description="source names or globs that this pipeline wants")
+    promote: Literal["on_start", "manual"] = Field("on_start", description="whether a new version becomes live when a worker starts with it")
+    slice_size: int | None = Field(None, ge=1, le=100000, description="records per job; default: what the processor says")
+    concurrency: int | None = Field(None, ge=1, description="records (or batches) processed at once; default: what the processor says")
+    deadline: Seconds | None = Field(None, gt=0, description="longest time for one record or batch; default: what the processor says")
+    max_attempts: int = Field(8, ge=1, description="quick attempts, with growing pauses")
+    retry_base: Seconds = Field(1.0, description="first pause between attempts; doubles each time")
+    retry_after: Seconds = Field(14400.0, description="pause between attempts after the quick ones are used up")
+    retry_rounds: int = Field(3, ge=0, description="how many of these slow attempts before the record waits for `tailrace retry`")
+    options: dict[str, Any] = Field(default_factory=dict, description="passed to the processor, which checks them")
+
+
+class EffectSpec(BaseModel):
+    """`[effects.KIND]`; further keys belong to the sink and are checked by it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    open: bool = Field(False, description="the gate; set it by TAILRACE_EFFECTS__KIND=1")
+    sink: str = Field(description="jsonl, webhook or telegram")
+    policy: Literal["never_twice", "never_lost"] | None = Field(
+        None, description="who decides when an outcome cannot be known; default: what the sink can"
+    )
+    rate: float | None = Field(None, gt=0, description="most deliveries a second, all processes together")
+    max_age: Seconds | None = Field(None, description="older records (by occurred_at) release nothing")
+    hold: Seconds = Field(0.0, description="a delivery waits this long, so that it can be cancelled")
+    max_attempts: int = Field(8, ge=1, description="tries before a delivery is given up as failed")
