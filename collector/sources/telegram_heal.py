@@ -20,7 +20,7 @@ ASKED = 10_000  # ids that raw is asked for at once
 
 
 class Heal:
-    """`position` holds `upto`: everything up to this id is in raw, `at`: when that was so."""
+    """`position` holds `upto`: everything up to this id is in raw, `at`: when that was so, and `next`: where an unfinished pass goes on."""
 
     def __init__(self, history: History, settings: CollectorSettings, recheck: float, gap: asyncio.Event) -> None:
         self.since: int | None = None  # id of the newest message when news began to come
@@ -42,14 +42,16 @@ class Heal:
         upto, at = number_in(position, "upto"), time_in(position, "at") or now
         if upto is None:
             upto = await self._begin(top, tail, known)
-        first = min(upto, await self._history.older(at - dt.timedelta(seconds=self._settings.overlap)))
+        first = number_in(position, "next")  # what an unfinished pass has read again is not read once more: it would never come further
+        if first is None:
+            first = min(upto, await self._history.older(at - dt.timedelta(seconds=self._settings.overlap)))
         here: dict[str, Any] = chat | {"upto": upto, "at": at.isoformat()}
         covered = at
         async with aclosing(self._span(first, end, known)) as pages:
             async for page, through, when in pages:
                 covered, before = max(covered, when or covered), covered
                 here = chat | {"upto": max(upto, through), "at": covered.isoformat()}
-                yield replace(page, position=here, times=(before, covered) if before < covered else None)
+                yield replace(page, position=here | {"next": through}, times=(before, covered) if before < covered else None)
         brought = last if run is not None and end == run < last else 0  # as news, and stored
         here |= {"upto": brought, "at": now.isoformat()} if brought > here["upto"] else {}
         gone = await self._vanished(range(top + 1, max(upto, last) + 1), known)

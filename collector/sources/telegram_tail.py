@@ -7,6 +7,7 @@ import datetime as dt
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from telethon import types
@@ -36,37 +37,43 @@ class Tail:
         self._heal, self._gap, self._verify, self._most = heal, gap, verify, most
         self._connected = False  # was it ever
         self._edge: int | None = None  # all messages from our first one to this one have come
-        self._seen = 0  # the newest message that we know of
+        self._seen = self._last = 0  # the newest message that we know of, and the newest that came
 
     async def pages(self, position: dict[str, Any], stop: asyncio.Event) -> AsyncGenerator[Page, None]:
         """For ever. After each connection the catch-up is called; the news themselves go on at once."""
-        last, since = number_in(position, "last"), number_in(position, "since")
         while not stop.is_set():
-            found = await self._tuned(position, stop, patient=since is not None)
+            found = await self._tuned(position, stop)
             if found is None:
                 return
-            news, top, chat = found
-            since = self._heal.since = top.number if since is None else since
-            last = top.number if last is None else last
+            news, chat = found
             try:
-                yield Page([], chat | {"since": since, "last": last})
+                yield self._placed(Page([]), position, chat)
                 async with aclosing(self._heard(news, stop)) as heard:
                     async for page in heard:
-                        last = max(last, self._edge or 0)
-                        yield Page(page.records, chat | {"since": since, "last": last}, None, page.ids)
+                        yield self._placed(page, position, chat)
             finally:
                 self.quiet, self._heal.run = False, None
                 self._line.leave(news)
 
-    async def _tuned(self, position: dict[str, Any], stop: asyncio.Event, *, patient: bool) -> tuple[News, Top, dict[str, int]] | None:
-        """Listening, with what was the newest message then, and the chat. A connection that was lost is taken up again by itself."""
+    def _placed(self, page: Page, position: dict[str, Any], chat: dict[str, int]) -> Page:
+        """With its position. While we do not know what was the newest message at our first look, it says neither."""
+        if self._heal.since is None:
+            before = number_in(position, "since")
+            self._heal.since = self._heal.run if before is None else before
+        before = number_in(position, "last")
+        self._last = max(self._last, (self._heal.since or 0) if before is None else before, page.ids[1] - 1 if page.ids else 0)
+        known = {} if self._heal.since is None else {"since": self._heal.since, "last": self._last}
+        return replace(page, position=chat | known)
+
+    async def _tuned(self, position: dict[str, Any], stop: asyncio.Event) -> tuple[News, dict[str, int]] | None:
+        """Listening, and the chat. A connection that was lost is taken up again by itself."""
         begun, pause = time.monotonic(), 0.5
         while not stop.is_set():
             try:
                 chat = await self._history.same(position)
                 news = self._line.listen(await self._history.chat())
                 try:
-                    top = await self._begun(patient=patient)
+                    top = await self._begun()
                 except BaseException:
                     self._line.leave(news)
                     raise
@@ -80,18 +87,16 @@ class Tail:
                 self._heal.run = self._edge if news.chat.member else None
                 news.pts = max(news.pts, top.pts)
                 self._amiss()
-                return news, top, chat
+                return news, chat
         return None
 
-    async def _begun(self, *, patient: bool) -> Top:
-        """The newest message. Where we know from when on to look and the service asks to wait: none, for news must not wait."""
+    async def _begun(self) -> Top:
+        """The newest message; none where the service asks to wait, for news must not wait."""
         await self._line.ready(self._source)
         try:
             return await self._history.top()
         except Limited:
-            if patient:
-                return Top(0, 0)
-            raise
+            return Top(0, 0)
 
     async def _heard(self, news: News, stop: asyncio.Event) -> AsyncGenerator[Page, None]:
         """Pages of what comes, until the connection is lost."""

@@ -350,12 +350,16 @@ async def test_a_lost_connection_is_taken_up_again_and_calls_the_catch_up(servic
         await eventually(lambda: source.caught_up)
 
 
-async def test_a_flood_at_the_start_does_not_stop_the_news(service, source, eventually):
+@pytest.mark.parametrize("position", [{}, {"since": 3, "last": 4}])
+async def test_a_flood_at_the_start_does_not_stop_the_news(service, source, eventually, position):
+    for n in range(5):
+        service.store(f"Offer {n}", date=BEGAN)
     service.refusals.append(errors.FloodWaitError(None, capture=900))
-    async with tailing(source, {"since": 0, "last": 0}) as pages:
+    async with tailing(source, position) as pages:
         await eventually(lambda: pages)
         service.store("news")
-        await eventually(lambda: keys(pages) == ["1"])
+        await eventually(lambda: keys(pages) == ["6"])
+        assert pages[-1].position == {"chat": -(10**12) - CHANNEL, "since": position.get("since", 5), "last": 6}
 
 
 async def test_chats_of_one_session_share_a_client(service, spec, eventually):
@@ -535,6 +539,27 @@ async def test_a_recheck_goes_on_where_it_was_interrupted_and_a_gap_goes_first(s
         pages.append(page)
         source.gap.set()
     assert [p.ids for p in pages] == [(351, 352), None, (1, 101)], "the rest of the recheck comes after the gap"
+
+
+async def test_a_catch_up_that_floods_interrupt_comes_further_each_time(service, source):
+    raw, now = Raw(), dt.datetime.now(dt.UTC).replace(microsecond=0)
+    for n in range(1000):  # all within the overlap
+        service.store(f"Offer {n}", date=now - MINUTE)
+    position, history, calls = {"upto": 0, "at": now.isoformat()}, service.history, []
+
+    def some_at_a_time(request):
+        calls.append(request)
+        return _raise(errors.FloodWaitError(request, capture=0)) if len(calls) % 6 == 0 else history(request)
+
+    service.history = some_at_a_time
+    for _ in range(6):
+        with contextlib.suppress(Limited):
+            async for page in source.heal(position, {}, raw):
+                position = raw.take(page).position
+        if len(raw.records) == 1000:
+            break
+    assert len(raw.records) == 1000
+    assert len(calls) < 25
 
 
 async def test_a_position_of_another_chat_is_refused(service, source):
