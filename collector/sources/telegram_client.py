@@ -29,6 +29,8 @@ _NO_CHAT = (
     errors.InviteHashInvalidError, errors.UserBannedInChannelError, errors.BotMethodInvalidError,
 )  # fmt: skip
 
+_BROKEN = (EOFError, BufferError, errors.InvalidChecksumError, errors.SecurityError, errors.BadMessageError)
+
 
 class Session(StringSession):  # type: ignore[misc]  # the library has no types
     """Data center and key. It remembers nobody: the library would keep each user that it ever saw."""
@@ -153,12 +155,14 @@ def explained(error: Exception, source: str, limit: str) -> Exception:
     """An error of the library in our words; what is not known goes as it is."""
     seconds = getattr(error, "seconds", None)
     if isinstance(error, errors.FloodError) and seconds is not None:
-        return Limited(limit, seconds, f"FLOOD_WAIT_{seconds} for session {limit.rpartition(':')[2]}")
+        return Limited(limit, seconds, f"FLOOD_WAIT_{seconds} for session {limit.removeprefix('telegram:session:')}")
     said = getattr(error, "message", None) or type(error).__name__
     if isinstance(error, _NO_SESSION):
-        return Denied(source, f"Telegram refuses session {limit.rpartition(':')[2]}: {_code(error)}", "sign in anew and replace the session")
+        return Denied(source, f"Telegram refuses session {limit.split(':')[2]}: {_code(error)}", "sign in anew and replace the session")
     if isinstance(error, _NO_CHAT):
         return Denied(source, f"Telegram refuses the chat: {_code(error)}", "is the name right, and is the account a member?")
+    if isinstance(error, _BROKEN):
+        return ConnectionError(f"the connection to Telegram broke: {type(error).__name__}")
     if isinstance(error, errors.TypeNotFoundError):
         return ValueError(f"an answer that telethon cannot read: constructor {error.invalid_constructor_id:08x}")
     return ConnectionError(f"Telegram: {said}") if isinstance(error, errors.RPCError) else error

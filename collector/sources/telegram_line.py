@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from telethon import functions, types, utils
+from telethon import types, utils
 
 from collector.sources import telegram_client
 from collector.sources.answers import Denied, Limited
 from collector.sources.telegram_client import CALL, Account, explained
+from collector.sources.telegram_names import LOOKED_UP, Names
 from collector.sources.telegram_news import MESSAGES, Chat, News
 
 LEAVE = 2.0  # seconds to take leave of the service
@@ -31,28 +32,50 @@ class Line:
         self._number = 0  # of the connection
         self._busy = 0
         self._lock = asyncio.Lock()
-        self._held_until = 0.0
+        self._held_until: dict[str, float] = {}
+        self._known = Names(self.call, lambda source, asked: self.ask(source, asked, "GetDialogsRequest"))
         self._ears: dict[int, set[News]] = {}
         self._chats: dict[str, Chat] = {}
 
     async def call(self, source: str, request: Any) -> Any:
-        """The answer to one request. Raises Limited, Denied, ConnectionError."""
-        if (left := self._held_until - time.monotonic()) > 0:
-            raise Limited(self.who.limit, math.ceil(left), f"session {self.who.label} has been asked to wait")
-        return await self._ask(source, lambda client: client(request))
+        """The answer to one request. Raises Limited, also where the service has asked to wait with such requests, Denied, ConnectionError."""
+        return await self.ask(source, lambda client: client(request), type(request).__name__)
+
+    async def ask(self, source: str, asked: Callable[[Any], Awaitable[Any]], kind: str) -> Any:
+        """What `asked` makes of the connected client; the library's errors in our words. `kind`: what a flood wait is about."""
+        if (left := self._held_until.get(kind, 0.0) - time.monotonic()) > 0:
+            raise Limited(self._limit(kind), math.ceil(left), f"session {self.who.label} has been asked to wait")
+        number = 0
+        try:
+            async with asyncio.timeout(CALL):
+                client = await self._connected()
+                number = self._number
+                return await asked(client)
+        except TimeoutError:
+            self._end(number)
+            raise ConnectionError(f"Telegram has not answered within {CALL:g} s") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task and task.cancelling():
+                raise
+            raise ConnectionError("the connection to Telegram ended under the call") from None  # the library cancels what waits
+        except Exception as error:  # noqa: BLE001  each is raised again, in our words
+            told = explained(error, source, self._limit(kind))
+            if isinstance(told, Limited):
+                self._held_until[kind] = time.monotonic() + told.seconds
+            if isinstance(told, Denied):
+                self._chats.clear()
+                self._known.forget()
+            raise told from None
 
     async def ready(self, source: str) -> None:
         """Connects, where it is not connected."""
-        await self._ask(source, lambda _: asyncio.sleep(0))
+        await self.ask(source, lambda _: asyncio.sleep(0), "")
 
     async def chat(self, source: str, name: str) -> Chat:
-        """By user name, link, invitation or marked id."""
+        """By user name, link, invitation or id. Raises Denied where it is no channel or group."""
         if name not in self._chats:
-            entity = await self._entity(source, name)
-            if isinstance(entity, types.User) or entity is None:
-                raise Denied(source, f"{name!r} is no channel or group", "name it by its user name, a link or its id")
-            peer = utils.get_peer(utils.get_input_peer(entity))
-            self._chats[name] = Chat(utils.get_input_peer(entity), peer, utils.get_peer_id(peer), not getattr(entity, "left", False))
+            self._chats[name] = await self._known.chat(source, name)
         return self._chats[name]
 
     def listen(self, chat: Chat) -> News:
@@ -103,26 +126,9 @@ class Line:
         for news in self._ears.get(number, ()):
             news.take(update)
 
-    async def _ask(self, source: str, asked: Callable[[Any], Awaitable[Any]]) -> Any:
-        """What `asked` makes of the connected client; the library's errors in our words."""
-        try:
-            async with asyncio.timeout(CALL):
-                return await asked(await self._connected())
-        except TimeoutError:
-            self._end(self._number)
-            raise ConnectionError(f"Telegram has not answered within {CALL:g} s") from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task and task.cancelling():
-                raise
-            raise ConnectionError("the connection to Telegram ended under the call") from None  # the library cancels what waits
-        except Exception as error:  # noqa: BLE001  each is raised again, in our words
-            told = explained(error, source, self.who.limit)
-            if isinstance(told, Limited):
-                self._held_until = time.monotonic() + told.seconds
-            if isinstance(told, Denied):
-                self._chats.clear()
-            raise told from None
+    def _limit(self, kind: str) -> str:
+        """Names are looked up under a limit of their own: it can hold for hours, while history may be read."""
+        return self.who.limit + (":names" if kind in LOOKED_UP else "")
 
     async def _connected(self) -> Any:
         async with self._lock:
@@ -153,22 +159,6 @@ class Line:
             with suppress(Exception):
                 async with asyncio.timeout(LEAVE):
                     await client.disconnect()
-
-    async def _entity(self, source: str, name: str) -> Any:
-        if name.lstrip("-").isdigit():
-            return await self._ask(source, lambda client: _among_dialogs(client, int(name)))
-        known, invited = utils.parse_username(name)
-        if invited:
-            return getattr(await self.call(source, functions.messages.CheckChatInviteRequest(known)), "chat", None)
-        found = await self.call(source, functions.contacts.ResolveUsernameRequest(known or name))
-        return next(iter(found.chats), None)
-
-
-async def _among_dialogs(client: Any, number: int) -> Any:
-    async for dialog in client.iter_dialogs():
-        if number in (dialog.id, getattr(dialog.entity, "id", None)):
-            return dialog.entity
-    return None
 
 
 _lines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Line]] = WeakKeyDictionary()

@@ -19,6 +19,7 @@ from collector.sources import Healing, Tailed, Window, telegram_client, telegram
 from collector.sources.answers import Denied, Limited
 from collector.sources.building import build
 from collector.sources.telegram_content import digest, of_message
+from collector.sources.telegram_news import Chat
 from collector.sources.telegram_records import record
 from tests.collector.contract import standin
 from tests.collector.subjects.telegram import BEGAN, CHANNEL, Client, Service, session
@@ -384,9 +385,9 @@ async def test_the_connection_of_history_ends_with_the_catch_up(service, source,
         await eventually(lambda: pages)
         await healed(source, Raw())
         assert [c.who.label for c in service.clients] == [source._news.label]
-        resolved = [r for _, r in service.asked if isinstance(r, functions.contacts.ResolveUsernameRequest)]
+        looked = service.listed
         await healed(source, Raw())
-        assert [r for _, r in service.asked if isinstance(r, functions.contacts.ResolveUsernameRequest)] == resolved, "the chat is remembered"
+        assert service.listed == looked, "the chat is remembered"
 
 
 async def test_a_tail_ends_within_a_call(service, source, eventually, monkeypatch):
@@ -619,6 +620,25 @@ async def test_a_chat_that_does_not_exist_is_denied(spec, service):
     await source.aclose()
 
 
+async def test_what_is_joined_needs_no_look_up_and_its_flood_holds_no_history(spec, service):
+    service.store("offer")
+    service.members = False  # of the list of what is joined
+    source, other = made(spec), made(spec | {"chat": "nowhere"}, "telegram:nowhere")
+    assert keys([await source.chunk({}, 10, Window())]) == ["1"]
+    service.lookups.append(errors.FloodWaitError(None, capture=20000))
+    with pytest.raises(Limited) as limited:
+        await other.chunk({}, 10, Window())
+    assert limited.value.name == f"{source.exclusive_history[0]}:names"
+    assert keys([await source.chunk({}, 10, Window())]) == ["1"]
+    await source.aclose()
+    await other.aclose()
+    service.members, service.asked = True, []
+    again = made(spec)
+    await again.chunk({}, 10, Window())
+    assert not [r for _, r in service.asked if isinstance(r, functions.contacts.ResolveUsernameRequest)]
+    await again.aclose()
+
+
 async def test_a_private_chat_is_found_by_its_id(spec, service):
     service.store("offer")
     for number in (CHANNEL, -(10**12) - CHANNEL):
@@ -739,7 +759,7 @@ async def test_an_answer_that_does_not_come_ends_the_connection(service, source,
 
 async def test_small_groups_are_heard_and_their_deletions_looked_for(service, source, eventually, monkeypatch):
     line = source._line(source._news)
-    line._chats["offers"] = chat = telegram_line.Chat(types.InputPeerChat(77), types.PeerChat(77), -77, member=True)
+    line._chats["offers"] = chat = Chat(types.InputPeerChat(77), types.PeerChat(77), -77, member=True)
     news = line.listen(chat)
     line.hear(types.UpdateShortChatMessage(id=12, from_id=5, chat_id=77, message="hello", pts=4, pts_count=1, date=BEGAN))
     line.hear(types.UpdateNewMessage(types.Message(13, types.PeerChat(77), BEGAN, "whole"), 5, 1))

@@ -34,7 +34,8 @@ class Service:
         self.peer, self.member = types.PeerChannel(CHANNEL), member
         self.messages, self.pts, self.last = {}, 1, 0
         self.clients, self.asked = [], []
-        self.refusals = []  # errors for the next calls of history
+        self.refusals, self.lookups = [], []  # errors for the next calls of history, and of names
+        self.members, self.listed = True, 0  # whether the channel is in the list of what is joined, how often that was asked for
         self.down = False
 
     async def connect(self, who, ear, gone):
@@ -124,12 +125,16 @@ class Client:
         )
 
     def _resolved(self, request):
+        if self.service.lookups:
+            raise self.service.lookups.pop(0)
         if request.username.lower() != "offers":
             raise errors.UsernameNotOccupiedError(request)
         return types.contacts.ResolvedPeer(self.service.peer, [self._channel()], [])
 
     async def iter_dialogs(self):
-        yield SimpleNamespace(id=-(10**12) - CHANNEL, entity=self._channel())
+        self.service.listed += 1
+        if self.service.members:
+            yield SimpleNamespace(id=-(10**12) - CHANNEL, entity=self._channel())
 
     async def disconnect(self):
         if self in self.service.clients:
