@@ -13,7 +13,7 @@ JOBS   ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check lint format types imports rules bench chaos compose-test clean
+.PHONY: help demo up test check lint format types imports rules bench chaos matrix soak compose-test clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -24,7 +24,8 @@ demo: $(RUN) ## the main job end to end on sample messages; INPUT=path takes you
 up: $(RUN) ## database, collector, worker and web page on this machine
 	@$(BIN)/tailrace up
 
-test: check ## make check, then all tests that need no Docker
+test: check ## make check, then all tests that need no Docker; a part of them on another PostgreSQL where one is installed
+	$(BIN)/python tests/long/matrix.py part
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
 check: lint types imports rules ## style, types, import contracts, size budgets, alert rules
@@ -52,6 +53,12 @@ bench: $(DEV) ## rates and CPU per record, beside a bare loop of the same durabl
 
 chaos: $(DEV) ## real programs, killed, cut off, starved; an independent verdict; MINUTES=3 SEED= PGBIN= POOLER=1 SYNC=off PLANT=fence
 	@MINUTES="$(MINUTES)" SEED="$(SEED)" PGBIN="$(PGBIN)" POOLER="$(POOLER)" SYNC="$(SYNC)" PLANT="$(PLANT)" $(BIN)/python tests/chaos/driver.py
+
+matrix: $(DEV) ## suite and chaos on other servers, through PgBouncer, without prepared statements, asynchronous; CELLS="old pooler"
+	@$(BIN)/python tests/long/matrix.py $(CELLS)
+
+soak: $(DEV) ## memory, descriptors, connections, dead rows, WAL and idle statements over MINUTES=10 of load
+	@MINUTES="$(MINUTES)" $(BIN)/python tests/long/soak.py
 
 compose-test: ## the image and the Compose file for real; needs a Docker engine with Compose 2
 	@$(PYTHON) tests/e2e/compose.py

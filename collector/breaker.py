@@ -12,6 +12,7 @@ import orjson
 
 from collector.sources import Page, Source
 from collector.sources.answers import Denied, Limited
+from worker.core.crashpoint import crashpoint
 from worker.core.events import emit
 from worker.core.service import rest_or_wake
 
@@ -89,6 +90,7 @@ class Breaker:
         if isinstance(error, Limited):
             self.names.add(error.name)
             await self._hold([self._name, error.name], error.seconds, error)
+            crashpoint("after-limit-before-wait")
             emit("source.limited", source=self._source, limit=error.name, seconds=error.seconds, reason=error.args[0])
             return error.seconds
         if isinstance(error, Denied):

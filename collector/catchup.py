@@ -15,6 +15,7 @@ from collector.raw import Appender, positions
 from collector.sources import Healing, ahead
 from collector.turns import Turns
 from worker.core import service
+from worker.core.crashpoint import crashpoint
 from worker.core.events import emit
 from worker.core.settings import CollectorSettings
 
@@ -98,6 +99,7 @@ class CatchUp:
                 row = await self._patiently(
                     self._means.appender.append, self._id, self._name, replace(page, position={KEY: page.position}), lane=LANE
                 )
+                crashpoint("after-heal-before-next")
                 appended, seen = appended + row["appended"], seen + len(page.records)
                 await self._patiently(breaker.worked, page)
                 if self._stop.is_set():

@@ -11,6 +11,7 @@ import asyncpg
 import orjson
 
 from collector.sources import Page
+from worker.core.crashpoint import crashpoint
 from worker.core.db import AWAY, mapped
 from worker.core.events import emit
 from worker.core.models import RawRecord
@@ -57,12 +58,14 @@ class Appender:
         """Records, their jobs, the cursor and the coverage in one transaction. Raises PositionMoved when `expect` is no longer
         where the source stands. A record that Postgres refuses is found by halving the page and kept as bytes.
         """
+        crashpoint("after-fetch-before-append")
         begun = time.monotonic()
         expected = None if expect is None else orjson.dumps(expect or None).decode()
         bell = str(source_id) if len(page.records) < STAGED and self._rests() else None
         covered = [asyncpg.Range(*span) if span else None for span in (page.times, page.ids)]
         head = (source_id, orjson.dumps(page.position).decode(), lane, self._enqueue, expected, *covered)
         row = await self._write(source, page.records, head, bell)
+        crashpoint("after-append-before-next")
         if row["jobs"] and not bell:
             await self.ring(source_id)
         emit(
@@ -117,7 +120,9 @@ class Appender:
                     async with connection.transaction():
                         await connection.execute("select tailrace.stage()")
                         await connection.copy_records_to_table("tailrace_stage", schema_name="pg_temp", columns=_COLUMNS, records=_rows(records))
-                        return await connection.fetchrow(_STAGED, *head)
+                        row = await connection.fetchrow(_STAGED, *head)
+                        crashpoint("after-append-before-commit")
+                        return row
         except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
             mended = await self._quarantined(records)
             if mended == list(records):
@@ -139,6 +144,7 @@ class Appender:
 
 async def finish_run(pool: asyncpg.Pool, run: int, show: Callable[[int], None] = lambda _: None) -> asyncpg.Record:
     """Steps a run to its end; a worker's watchdog may step it too. Returns its last state."""
+    crashpoint("after-open-before-advance")
     while True:
         row = await pool.fetchrow("select * from tailrace.advance_run($1, $2)", run, RUN_STEP)
         if row is None:  # another one is at this step

@@ -14,6 +14,7 @@ from collector.raw import positions
 from collector.sources import Closing, Fetched, Healing, Page, Polled, Source, Tailed, ahead
 from collector.turns import LEASE
 from worker.core import service
+from worker.core.crashpoint import crashpoint
 from worker.core.errors import PositionMoved
 from worker.core.events import emit
 
@@ -49,6 +50,8 @@ class Reader:
         try:
             if not await self._alone(taken):
                 return
+            if taken:
+                crashpoint("after-lease-before-read")
             work = [self._read() if self._polled or self._tailed else service.until(self.stop)]
             if isinstance(self.source, Healing):
                 work.append(CatchUp(self.source, self.source_id, self._means, self.stop).run())

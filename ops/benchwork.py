@@ -23,7 +23,8 @@ from collector.sources.building import build
 from worker import registry
 from worker.bell import Bell
 from worker.core import db, service
-from worker.core.models import Context, Done, RawRecord, Record
+from worker.core.context import Context
+from worker.core.models import Done, RawRecord, Record
 from worker.core.settings import Settings
 from worker.core.specs import PipelineSpec
 from worker.jobs import warm

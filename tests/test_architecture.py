@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.core import events
+from worker.core import crashpoint, events
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("collector", "worker", "ops")
@@ -110,6 +110,12 @@ def test_every_event_is_declared_and_every_declared_event_is_emitted():
     assert not undeclared, "declare these in worker/core/events.py"
     unused = {n for n in events.NAMES if n not in emitted and n not in strings}
     assert not unused, "declared in events.py, emitted nowhere"
+
+
+def test_every_crash_point_stands_once_in_the_code():
+    passed = [node.args[0] for p in sources(*PROGRAMS) for name, node in calls(p) if name == "crashpoint"]
+    assert all(isinstance(point, ast.Constant) for point in passed), "name it where it stands"
+    assert sorted(point.value for point in passed) == sorted(crashpoint.POINTS), "declare it in worker/core/crashpoint.py, with what recovery owes"
 
 
 def test_metrics_are_made_in_one_file():

@@ -10,6 +10,7 @@ from collections import deque
 import asyncpg
 import tenacity
 
+from worker.core.crashpoint import crashpoint
 from worker.core.db import AWAY
 from worker.core.events import emit
 from worker.core.models import Receipt
@@ -109,6 +110,8 @@ class Dispatcher:
     async def _claim(self, outlet: Outlet) -> int:
         limit, rate = outlet.wants, outlet.spec.rate
         claimed = await self._effects.claim(outlet.kind, limit, rate, outlet.lease)
+        if claimed:
+            crashpoint("after-claim-before-send")
         if len(claimed) < limit and (rate or not claimed):
             outlet.claims_at = time.monotonic() + max(EMPTY, 1 / rate if rate else 0.0)
         outlet.waiting.extend(claimed)
@@ -139,8 +142,10 @@ class Dispatcher:
                 receipt = await outlet.sink.send(delivery)
         except Exception as error:  # noqa: BLE001  whatever a sink did not foresee is an unknown outcome
             receipt = Receipt("uncertain" if delivery.policy == "never_twice" else "retry", detail=f"{type(error).__name__}: {error}")
+        crashpoint("after-send-before-mark")
         outlet.note(receipt)
         receipt = await self._written(claimed, outlet.judged(receipt, delivery.attempt), outlet.lease)
+        crashpoint("after-mark-before-next")
         emit(
             _EVENTS[receipt.outcome], kind=delivery.kind, key=delivery.key, target=delivery.target, attempt=delivery.attempt,
             seconds=round(time.monotonic() - begun, 4), remote_id=receipt.remote_id, detail=receipt.detail,
@@ -166,6 +171,7 @@ class Dispatcher:
         for outlet in self._outlets.values():
             outlet.waiting.clear()
         if waiting:
+            crashpoint("after-stop-before-unclaim")
             running.append(asyncio.create_task(self._effects.give_back(waiting)))
         try:
             if running:

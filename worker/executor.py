@@ -1,4 +1,4 @@
-"""One attempt: records in, one outcome each out. An exception becomes Retry here and nowhere else."""
+"""One attempt: records in, one outcome each out."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from worker.core.context import Context
+from worker.core.crashpoint import crashpoint
 from worker.core.events import emit
-from worker.core.models import Context, Done, Fail, Outage, Outcome, Record, Retry, Skip
+from worker.core.models import Done, Outage, Outcome, Record, Retry
 from worker.jobs import Slice
+from worker.outcomes import DONE, checked, failed, mismatch
 from worker.registry import Runnable
-from worker.settling import unstorable
 
 Pause = Callable[[Runnable, Outage], Awaitable[None]]
-_DONE = Done()
 
 
 def end_with_parent() -> None:
@@ -39,23 +40,6 @@ def _follow(sentinel: int) -> None:
 
 class WorkerCrashed(Exception):
     """A process of the pool died under this slice: the slice is left to the watchdog, which isolates the culprit."""
-
-
-def checked(value: Any) -> Outcome:
-    """The outcome a processor returned, or why it cannot be one."""
-    if value is None:
-        return _DONE
-    if isinstance(value, (Done, Skip, Retry, Fail)):
-        if isinstance(value, Done) and (value.output is not None or value.effects or value.meta) and (why := unstorable(value)):
-            return Retry(why)
-        return value
-    return Retry(f"the processor returned {type(value).__name__}; return Done, Skip, Retry or Fail")
-
-
-def failed(error: BaseException) -> Outcome:
-    if isinstance(error, Outage):
-        return Retry(f"outage: {error}", after=error.seconds, counts=False)
-    return Retry(f"{type(error).__name__}: {error}")
 
 
 def run_singly(function: Callable[..., Any], records: Sequence[Record], context: Context, piece: Slice | None = None) -> list[Any]:
@@ -104,7 +88,8 @@ class Executor:
             piece.busy_since = begun
             noting = piece if self.kind == "threads" else None
             values = await self._elsewhere(functools.partial(run_singly, self._function, piece.records[start:], context, noting))
-            piece.outcomes.extend([await self._outcome(v) for v in values])
+            rest = piece.records[start:]
+            piece.outcomes.extend([await self._outcome(v, r) for v, r in zip(values, rest, strict=True)])
         else:
             await self._inline(piece, context)
         piece.seconds += time.monotonic() - begun
@@ -116,19 +101,19 @@ class Executor:
         return found
 
     async def _inline(self, piece: Slice, context: Context) -> None:
-        function, outcomes, is_async, bare = self._function, piece.outcomes, self._async, _DONE
+        function, outcomes, is_async, bare = self._function, piece.outcomes, self._async, DONE
         for record in piece.records[len(outcomes) :]:
             piece.busy_since = time.monotonic()
             try:
                 value = await function(record, context) if is_async else function(record, context)
             except Exception as error:  # noqa: BLE001  becomes an outcome in the one place
                 value = error
-            if value is bare or (type(value) is Done and value == _DONE):
+            if value is bare or (type(value) is Done and value == DONE):
                 bare = value
                 piece.bare += 1
                 outcomes.append(value)
             else:
-                outcomes.append(await self._outcome(value))
+                outcomes.append(await self._outcome(value, record))
 
     async def _whole(self, piece: Slice, context: Context) -> None:
         piece.busy_since = time.monotonic()
@@ -142,12 +127,15 @@ class Executor:
                 values = [error] * len(records)
         if len(values) != len(records):
             values = [Retry(f"the processor returned {len(values)} outcomes for {len(records)} records")] * len(records)
-        piece.outcomes.extend([await self._outcome(v) for v in values])
+        piece.outcomes.extend([await self._outcome(v, r) for v, r in zip(values, records, strict=True)])
 
-    async def _outcome(self, value: Any) -> Outcome:
+    async def _outcome(self, value: Any, record: Record) -> Outcome:
+        if isinstance(value, Done) and (why := mismatch(self._runnable, value, record)):
+            value = why
         if isinstance(value, BaseException):
             if isinstance(value, Outage):
                 await self._pause(self._runnable, value)
+                crashpoint("after-outage-before-retry")
             emit("processor.failed", pipeline=self._runnable.pipeline, version=self._runnable.version, error=repr(value))
             return failed(value)
         return checked(value)

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from worker.core.crashpoint import crashpoint
 from worker.core.events import emit
 from worker.core.models import Retry
 from worker.executor import Executor, WorkerCrashed
@@ -45,6 +46,7 @@ class Line:
         return free if free > 0 and (not self._queue or free * 4 >= self._target) else 0
 
     def push(self, pieces: list[Slice]) -> None:
+        crashpoint("after-claim-before-process")
         for piece in pieces:
             self.held[piece] = None
             self.records += len(piece.records)

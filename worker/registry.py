@@ -7,7 +7,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ import asyncpg
 import orjson
 from pydantic import ValidationError
 
+from worker.core.context import Context
+from worker.core.crashpoint import crashpoint
 from worker.core.db import mapped
 from worker.core.errors import Misconfigured, nearest
 from worker.core.events import emit
-from worker.core.models import Context
 from worker.core.settings import Settings
 from worker.core.specs import PipelineSpec
+from worker.fingerprint import Parts, changes, parts_of
 from worker.processors import Processor, registered
 
 BOXED = ("rules", "echo")
@@ -40,9 +44,11 @@ class Runnable:
     slice_size: int
     concurrency: int
     deadline: float
+    prompt: str | None = None
+    sampled: Iterator[int] = field(default_factory=count, compare=False)  # inputs of which the text was considered for keeping
 
     def context(self, attempt: int = 0, lane: int = 0) -> Context:
-        return Context(self.pipeline, self.version, self.options, attempt, lane)
+        return Context(self.pipeline, self.version, self.options, attempt, lane, self.spec.model, self.prompt)
 
 
 def find(pipeline: str, spec: PipelineSpec, folder: Path) -> Processor:
@@ -75,6 +81,8 @@ def _load_file(path: Path) -> Any:
         raise FileNotFoundError(f"{path} does not exist")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # what it imports beside itself
     spec.loader.exec_module(module)
     return module
 
@@ -91,17 +99,22 @@ def _options(pipeline: str, spec: PipelineSpec, found: Processor) -> Any:
         raise Misconfigured(f"pipelines.{pipeline}.options.{where}: {problem['msg']}", hint) from error
 
 
-def describe(spec: PipelineSpec, found: Processor) -> tuple[str, dict[str, Any]]:
-    """The fingerprint of a version, and what it is made of: code, options, further texts."""
-    code = found.code or inspect.getsource(inspect.getmodule(found.function) or found.function)
-    parts = {
-        "processor": found.name,
-        "code": hashlib.sha256(code.encode()).hexdigest(),
-        "options": spec.options,
-        "texts": [hashlib.sha256(t.encode()).hexdigest() for t in found.fingerprint],
-    }
-    digest = hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
-    return digest, parts
+def prompt_of(pipeline: str, spec: PipelineSpec, found: Processor, folder: Path) -> str | None:
+    """The text of the configured prompt. Raises Misconfigured where it is missing, or has no place for an input of the processor."""
+    text = spec.prompt
+    if spec.prompt_file is not None:
+        try:
+            text = (folder / spec.prompt_file).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise Misconfigured(f"pipelines.{pipeline}.prompt_file: {error}", "it is read beside the configuration") from error
+    if text is not None:
+        for name in found.inputs:
+            if "{" + name + "}" not in text:
+                raise Misconfigured(
+                    f"pipelines.{pipeline}: the prompt has no {{{name}}}, so the model would be asked without its input",
+                    f"write {{{name}}} where the text of the record belongs",
+                )
+    return text
 
 
 def _wants(sources: list[str]) -> list[str]:
@@ -109,28 +122,62 @@ def _wants(sources: list[str]) -> list[str]:
     return [s.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%").replace("?", "_") for s in sources]
 
 
-async def register(pool: asyncpg.Pool, settings: Settings, folder: Path, only: str | None, version: str | None, actor: str) -> list[Runnable]:
-    """Registers the configured pipelines (or `only` one) and returns what this process can run."""
+def versions_of(settings: Settings, only: str | None, version: str | None) -> list[tuple[str, PipelineSpec, str | None]]:
+    """(pipeline, its configuration, a name that overrides the configured one) of everything to run: pipelines and their variants."""
     if only and only not in settings.pipelines:
         raise Misconfigured(f"there is no pipeline {only!r}", nearest(only, settings.pipelines))
     chosen = {n: s for n, s in settings.pipelines.items() if only in (None, n)}
     override = version or settings.pipeline_version
     if override and len(chosen) > 1:
         raise Misconfigured(f"version {override!r} is meant for one pipeline, {len(chosen)} are configured", "name it with --pipeline")
-    return [await _register(pool, name, spec, find(name, spec, folder), override, actor) for name, spec in chosen.items()]
+    found: list[tuple[str, PipelineSpec, str | None]] = []
+    for name, spec in chosen.items():
+        if override:
+            found.append((name, spec.with_variant(override), None) if override in spec.variants else (name, spec, override))
+        else:
+            found += [(name, spec, None), *((name, spec.with_variant(v), None) for v in spec.variants)]
+    return found
 
 
-async def _register(pool: asyncpg.Pool, pipeline: str, spec: PipelineSpec, found: Processor, override: str | None, actor: str) -> Runnable:
-    options = _options(pipeline, spec, found)
-    fingerprint, parts = describe(spec, found)
-    name = override or spec.version or found.version or f"v-{fingerprint[:12]}"
+async def register(pool: asyncpg.Pool, settings: Settings, folder: Path, only: str | None, version: str | None, actor: str) -> list[Runnable]:
+    """Registers the configured pipelines and variants (or `only` one) and returns what this process can run."""
+    return [
+        await _register(pool, name, spec, find(name, spec, folder), override, actor, folder)
+        for name, spec, override in versions_of(settings, only, version)
+    ]
+
+
+async def _register(
+    pool: asyncpg.Pool, pipeline: str, spec: PipelineSpec, found: Processor, override: str | None, actor: str, folder: Path = Path()
+) -> Runnable:  # fmt: skip
+    options, prompt = _options(pipeline, spec, found), prompt_of(pipeline, spec, found, folder)
+    parts = parts_of(spec, found, prompt)
+    name = override or spec.version or found.version or f"v-{parts.fingerprint[:12]}"
     size = spec.slice_size or found.slice_size
-    stored = parts | {k: getattr(spec, k) for k in ("max_attempts", "retry_base", "retry_after", "retry_rounds")}
-    with mapped():
-        row = await pool.fetchrow(
-            "select * from tailrace.register_version($1, $2, $3, $4, $5, $6, $7, $8)",
-            pipeline, name, fingerprint, orjson.dumps(stored).decode(), size, _wants(spec.sources), spec.promote, actor,
-        )  # fmt: skip
+    stored = parts.facts | {k: getattr(spec, k) for k in ("max_attempts", "retry_base", "retry_after", "retry_rounds")}
+    await pool.execute("select tailrace.store_texts($1)", orjson.dumps(parts.texts).decode())
+    try:
+        with mapped():
+            row = await pool.fetchrow(
+                "select * from tailrace.register_version($1, $2, $3, $4, $5, $6, $7, $8)",
+                pipeline, name, parts.fingerprint, orjson.dumps(stored).decode(), size, _wants(spec.sources), spec.promote, actor,
+            )  # fmt: skip
+    except Misconfigured as refused:
+        raise await _explained(refused, pool, parts) from refused
+    crashpoint("after-register-before-claim")
     emit("version.registered", pipeline=pipeline, version=name, id=row["version_id"], state=row["state"], created=row["created"], live=row["live"])
     concurrency = spec.concurrency or found.concurrency or (8 if inspect.iscoroutinefunction(found.function) else 1)
-    return Runnable(pipeline, found, spec, name, row["version_id"], row["state"], options, size, concurrency, spec.deadline or found.deadline)
+    deadline = spec.deadline or found.deadline
+    return Runnable(pipeline, found, spec, name, row["version_id"], row["state"], options, size, concurrency, deadline, prompt)
+
+
+async def _explained(refused: Misconfigured, pool: asyncpg.Pool, given: Parts) -> Misconfigured:
+    """A name that stands for something else already: with what differs, line by line."""
+    detail = getattr(refused.__cause__, "detail", None)
+    if not detail:
+        return refused
+    stored = {k: v for k, v in orjson.loads(detail)["stored"].items() if k in given.facts}
+    hashes = [h for h in (stored.get("prompt"), *(stored.get("code") or {}).values()) if isinstance(h, str)]
+    texts = dict(await pool.fetch("select hash, text from tailrace.texts where hash = any ($1)", hashes))
+    lines = changes(stored, given.facts, texts | given.texts)
+    return Misconfigured(f"{refused.args[0]}; what differs:\n  " + "\n  ".join(lines), refused.hint)

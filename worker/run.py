@@ -13,6 +13,7 @@ import asyncpg
 import orjson
 
 from worker.core import db, service
+from worker.core.crashpoint import crashpoint
 from worker.core.events import emit
 from worker.core.models import Outage
 from worker.core.settings import Settings
@@ -147,6 +148,8 @@ class Worker:
         left = {p.token for line in self.lines for p in line.held} | {p.token for p in waiting} | self.settler.cut
         left -= hung  # they come back as suspects when their lease ends, so that the record at fault is found
         if left:
+            crashpoint("after-stop-before-give-back")
             with contextlib.suppress(*db.AWAY):
                 given = await self.jobs.give_back(sorted(left))
+                crashpoint("after-give-back-before-exit")
                 emit("claim.given_back", slices=given)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import asyncpg
 
+from worker.core.crashpoint import crashpoint
 from worker.core.errors import ClaimLost
 from worker.core.events import emit
 from worker.core.models import Retry
@@ -87,11 +88,13 @@ class Settler:
         await self._commit(line, [piece])
 
     async def _commit(self, line: Line, pieces: list[Slice]) -> None:
+        crashpoint("after-process-before-settle")
         begun = time.monotonic()
         columns = Columns(pieces)
         counts = [sum(c) for c in columns.counts]
         runnable = line.runnable
         released, suppressed, _buried = await self._jobs.settle(runnable.version_id, self._mode, self._gates, columns.arguments())
+        crashpoint("after-settle-before-next")
         sums = [sum(c) for c in zip(*columns.counts, strict=True)]
         outcome = dict(zip(self.totals, sums, strict=True))
         for name, value in outcome.items():
@@ -99,6 +102,7 @@ class Settler:
         for piece, count in zip(pieces, counts, strict=True):
             piece.settled += count
             if piece.settled < len(piece.records):
+                crashpoint("after-prefix-before-rest")
                 piece.raw_id = piece.records[piece.settled].id
             elif piece.beyond is not None:
                 self.cut.add(piece.token)

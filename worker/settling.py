@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +12,13 @@ import orjson
 from worker.core.models import Done, Effect, Fail, Record, Retry, Skip
 from worker.jobs import Slice
 
+FIRST, ONE_IN = 20, 256  # inputs whose text is kept
+
 
 def unstorable(outcome: Any) -> str | None:
     """Why Postgres could not keep this outcome, or None. JSON in Postgres has no NUL character."""
     try:
-        text = orjson.dumps([outcome.output, outcome.meta, [(e.kind, e.body, e.target, e.key) for e in outcome.effects]])
+        text = orjson.dumps([outcome.output, outcome.meta, outcome.input, [(e.kind, e.body, e.target, e.key) for e in outcome.effects]])
     except (TypeError, orjson.JSONEncodeError) as error:
         return f"the outcome is not JSON: {error}"
     return "the outcome holds a NUL character" if b"\\u0000" in text else None
@@ -28,6 +31,13 @@ def clean(text: str) -> str:
 
 def effect_key(effect: Effect, record: Record) -> str:
     return effect.key if effect.key is not None else f"{effect.kind}:{effect.target}:{record.source}:{record.external_id}"
+
+
+def _asked(piece: Slice, text: str) -> dict[str, Any]:
+    """What a model was asked, for the result's meta: hash and length always, the text of the first ones and then of one in some hundred."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    kept = next(piece.runnable.sampled) < FIRST or int(digest[:4], 16) % ONE_IN == 0
+    return {"input_hash": digest[:32], "input_chars": len(text)} | ({"input": text} if kept else {})
 
 
 @dataclass(slots=True)
@@ -78,8 +88,8 @@ class Columns:
 
     def _done(self, piece: Slice, record: Record, outcome: Done) -> None:
         output = None if outcome.output is None else orjson.dumps(outcome.output).decode()
-        meta = None if outcome.meta is None else orjson.dumps(dict(outcome.meta)).decode()
-        self._say(piece, record, "ok", output, outcome.confidence, outcome.needs_review, meta=meta)
+        meta = dict(outcome.meta or {}) | (_asked(piece, outcome.input) if outcome.input is not None else {})
+        self._say(piece, record, "ok", output, outcome.confidence, outcome.needs_review, meta=orjson.dumps(meta).decode() if meta else None)
         for effect in outcome.effects:
             self.effects.append({
                 "raw": record.id, "rerun": piece.rerun, "quiet": piece.quiet, "kind": effect.kind, "key": effect_key(effect, record),

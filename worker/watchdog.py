@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import asyncpg
 
+from worker.core.crashpoint import crashpoint
 from worker.core.events import emit
 from worker.feeder import Feeder
 from worker.jobs import Jobs
@@ -47,6 +48,7 @@ class Watchdog:
         self._deadlines()
         found = await self._jobs.watch(self._max_crashes)
         if found["rescued"]:
+            crashpoint("after-rescue-before-claim")
             emit("lease.rescued", rescued=found["rescued"], buried=found["buried"])
         if found["rescued"] or found["due"] or found["moved"]:
             self._feeder.ring()
@@ -59,6 +61,7 @@ class Watchdog:
     async def _advance(self) -> bool:
         more = False
         for row in await self._jobs.advance_runs(RUN_STEP):
+            crashpoint("after-advance-before-next")
             emit("run.advanced", run=row["id"], state=row["state"], position=row["position"], of=row["position_to"], records=row["records"])
             more |= row["state"] == "active"
             self._feeder.ring()

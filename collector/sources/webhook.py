@@ -16,6 +16,7 @@ from collector.record import Builder, short
 from collector.sources import Page, source
 from collector.sources.signing import Refused, WebhookOptions, check_signature, parts, secret_of
 from collector.sources.values import array
+from worker.core.crashpoint import crashpoint
 from worker.core.db import AWAY
 from worker.core.events import emit
 from worker.core.models import RawRecord
@@ -140,6 +141,7 @@ class Webhook:
     async def _write(self, batch: list[tuple[list[RawRecord], asyncio.Future[dict[str, Any]]]]) -> None:
         try:
             row = await self._append(Page([r for records, _ in batch for r in records]))
+            crashpoint("after-commit-before-answer")
             facts = {"stored": row["appended"], "known": row["unchanged"] + row["stale"]} if len(batch) == 1 else {}
             for _, answer in batch:
                 if not answer.done():

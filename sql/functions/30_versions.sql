@@ -38,14 +38,24 @@ begin
       end if;
     elsif p_promote = 'on_start' then
       perform swap_live(v_version.id, p_actor);
+    elsif p_promote = 'shadow' then
+      update versions set state = 'shadow' where id = v_version.id;
     end if;
-  elsif v_version.wants <> p_wants or v_version.slice_size <> p_slice_size then
-    update versions set wants = p_wants, slice_size = p_slice_size where id = v_version.id;
+  elsif v_version.wants <> p_wants or v_version.slice_size <> p_slice_size or (v_version.state = 'candidate' and p_promote = 'shadow') then
+    perform pg_advisory_xact_lock(7411, 0);
+    update versions v set wants = p_wants, slice_size = p_slice_size,
+      state = case when v.state = 'candidate' and p_promote = 'shadow' then 'shadow' else v.state end
+    where id = v_version.id;
   end if;
   return query
     select v.id, v.state, created, l.name from versions v join pipelines p on p.id = v.pipeline_id
     left join versions l on l.id = p.live_version_id where v.id = v_version.id;
 end $$;
+
+-- Texts that versions are made of: {hash: text}. Each is stored once.
+create or replace function tailrace.store_texts(p_texts jsonb) returns void language sql security definer set search_path = tailrace, pg_temp as $$
+  insert into texts (hash, text) select key, value from jsonb_each_text(p_texts) order by key on conflict (hash) do nothing
+$$;
 
 -- candidate | shadow | retired -> live, live -> retired; open work of the old version that never ran goes along.
 create or replace function tailrace.swap_live(p_version int, p_actor text) returns int language plpgsql

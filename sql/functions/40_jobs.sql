@@ -58,7 +58,8 @@ begin
          case when r.id = m.raw_id then timestamptz_send(m.run_at) end, case when r.id = m.raw_id then m.error end,
          r.id, r.external_id, r.revision, r.op, timestamptz_send(r.occurred_at), timestamptz_send(r.source_time),
          timestamptz_send(r.observed_at), r.payload, r.body, r.meta
-  from mine m join tailrace.raw_records r on r.source_id = m.source_id and r.id between m.raw_id and m.raw_id_to;
+  from mine m cross join lateral (  -- ordered slice by slice: settling a prefix goes by it, and which index is read is the planner's choice
+    select * from tailrace.raw_records r where r.source_id = m.source_id and r.id between m.raw_id and m.raw_id_to order by r.id) r;
 end $$;
 
 -- suspect -> claimed: one slice, alone.

@@ -71,8 +71,8 @@ class Server:
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {text[-2000:]}")
         return subprocess.CompletedProcess(done.args, done.returncode, text, "")
 
-    def create(self) -> None:
-        """initdb on a disk of bounded size where root may mount one."""
+    def create(self, more: dict[str, str] | None = None) -> None:
+        """initdb on a disk of bounded size where root may mount one. `more`: settings of the server."""
         self.mount.mkdir()
         self.bounded = "only root can mount a disk of bounded size"
         if os.geteuid() == 0:
@@ -87,7 +87,7 @@ class Server:
                 os.chown(path, self._user, -1)
         self._run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--wal-segsize=1")
         with (self.data / "postgresql.conf").open("a") as conf:
-            conf.write(_CONF + f"port = {self.port}\n")
+            conf.write(_CONF + f"port = {self.port}\n" + "".join(f"{k} = {v}\n" for k, v in (more or {}).items()))
         self.start()
 
     def start(self) -> None:
@@ -128,14 +128,14 @@ class Server:
     def empty(self) -> None:
         (self.mount / "ballast").unlink(missing_ok=True)
 
-    def start_pooler(self) -> None:
-        """PgBouncer in transaction mode."""
+    def start_pooler(self, database: str = DATABASE) -> None:
+        """PgBouncer in transaction mode, for one database or (`*`) for all."""
         if self.pooler_port is None:
             return
         users, config, log = self.base / "users.txt", self.base / "pgbouncer.ini", self.base / "pgbouncer.log"
-        users.write_text(f'"{LOGIN}" ""\n')
+        users.write_text(f'"{LOGIN}" ""\n"postgres" ""\n')
         config.write_text(
-            f"[databases]\n{DATABASE} = host=127.0.0.1 port={self.port} dbname={DATABASE}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+            f"[databases]\n{database} = host=127.0.0.1 port={self.port}{'' if database == '*' else f' dbname={database}'}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
             f"listen_port = {self.pooler_port}\nauth_type = trust\nauth_file = {users}\npool_mode = transaction\nmax_client_conn = 200\n"
             "default_pool_size = 20\nunix_socket_dir =\nserver_login_retry = 1\nserver_check_delay = 0\nquery_wait_timeout = 10\n"
         )

@@ -14,7 +14,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -30,6 +32,8 @@ class Receiver:
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.bodies: dict[str, Any] = {}
+        self.answers = threading.Event()  # cleared: it takes what comes, and answers later
+        self.answers.set()
         outer, lock = self, threading.Lock()
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -45,6 +49,7 @@ class Receiver:
                 with lock:
                     outer.calls[key] += 1
                     outer.bodies.setdefault(key, json.loads(body))
+                outer.answers.wait()
                 answer = json.dumps({"id": key}).encode()
                 self.send_response(200)
                 self.send_header("content-length", str(len(answer)))
@@ -61,9 +66,10 @@ class Receiver:
         http.server.ThreadingHTTPServer.request_queue_size = 256
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
+        self.answers.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -97,14 +103,26 @@ def server() -> Iterator[Server]:
         embedded.stop(made.folder)
 
 
+def reached(url: str) -> dict[str, str]:
+    """How programs reach the database: as the matrix says (TEST_POOLER, a PgBouncer before the same server; TEST_PREPARE=0), else directly."""
+    env = {"DATABASE_URL": url}
+    parts = urlsplit(url)
+    if os.environ.get("TEST_POOLER") and parts.hostname == "127.0.0.1":
+        pooled = parts._replace(netloc=f"{parts.username}@{os.environ['TEST_POOLER']}").geturl()
+        env |= {"DATABASE_URL": pooled, "TAILRACE_DATABASE__POOLER": "transaction", "TAILRACE_DATABASE__SET_ROLE": "0"}
+    if os.environ.get("TEST_PREPARE") == "0":
+        env["TAILRACE_DATABASE__PREPARE"] = "0"
+    return env
+
+
 class Programs:
     """Starts programs as a user would and ends what is left of them."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("TAILRACE_")}
-        self.env |= {
-            "DATABASE_URL": url, "PYTHONPATH": str(ROOT), "TAILRACE_WORKER__PORT": "0", "TAILRACE_COLLECTOR__PORT": "0",
+        self.env |= reached(url) | {
+            "PYTHONPATH": str(ROOT), "TAILRACE_WORKER__PORT": "0", "TAILRACE_COLLECTOR__PORT": "0",
         }  # fmt: skip
         self.started: list[subprocess.Popen[bytes]] = []
 
@@ -146,3 +164,9 @@ def programs(tmp_path: Path) -> Iterator[Callable[[str], Programs]]:
     yield make
     for p in made:
         p.end()
+
+
+@pytest.fixture
+def flow() -> SimpleNamespace:
+    """`programs(folder, url)` and `receiver()`, where a test needs several; it ends them itself."""
+    return SimpleNamespace(programs=Programs, receiver=Receiver)

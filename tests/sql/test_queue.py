@@ -70,6 +70,18 @@ async def test_a_claim_takes_each_slice_once(queue):
     assert [(await queue.claim(2))[2] for _ in range(3)] == [[1, 2], [3], []]
 
 
+async def test_a_claim_gives_the_records_of_a_slice_in_order_whatever_the_planner_does(pool):
+    queue = await Queue.made(pool, slice_size=6)
+    await queue.append([str(n) for n in range(6, 18)])
+    # On a small table without statistics the index over the external ids is as good as any.
+    await pool.execute(
+        "update pg_index set indisvalid = false where indexrelid in ('tailrace.raw_records_source'::regclass, 'tailrace.raw_records_pkey'::regclass)"
+    )
+    _, heads, ids = await queue.claim(2)
+    assert [head[1] for head in heads] == [1, 7]
+    assert ids == list(range(1, 13))
+
+
 async def test_only_the_holder_settles(queue):
     await queue.append(["a"])
     token, _, ids = await queue.claim()

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from worker.core import crashpoint
 from worker.core.errors import Misconfigured, nearest
 
 PREFIX = "TAILRACE_"
@@ -35,6 +36,7 @@ class Loaded:
 def load(model: type[BaseModel], environ: dict[str, str] | None = None, cwd: Path | None = None) -> Loaded:
     """Reads file and environment; refuses every name that `model` does not know."""
     environ = dict(os.environ) if environ is None else environ
+    _check_crashpoint(environ.get(crashpoint.VARIABLE, ""))
     loaded = Loaded()
     _read_file(loaded, environ, cwd or Path.cwd())
     _check_names(loaded.values, model, (), str(loaded.path))
@@ -44,6 +46,16 @@ def load(model: type[BaseModel], environ: dict[str, str] | None = None, cwd: Pat
         loaded.values["database_url"] = url
         loaded.origins["database_url"] = "DATABASE_URL"
     return loaded
+
+
+def _check_crashpoint(text: str) -> None:
+    """A point that does not exist would never be reached, and its test prove nothing."""
+    try:
+        name, _ = crashpoint.parse(text)
+    except ValueError as error:
+        raise Misconfigured(f"{crashpoint.VARIABLE}={text}: {error}", "write NAME, or NAME:3 for the third time") from error
+    if text and name not in crashpoint.POINTS:
+        raise Misconfigured(f"{crashpoint.VARIABLE}={text}: there is no such point", nearest(name, crashpoint.POINTS))
 
 
 def _read_file(loaded: Loaded, environ: dict[str, str], cwd: Path) -> None:

@@ -117,6 +117,7 @@ class Done:
     needs_review: bool = False
     effects: tuple[Effect, ...] | list[Effect] = ()
     meta: Mapping[str, Any] | None = None
+    input: str | None = None  # what a model was asked: its hash is kept with the result, and now and then the text itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +152,6 @@ class Outage(Exception):
     def __init__(self, reason: str, seconds: float = 30.0) -> None:
         super().__init__(reason)
         self.seconds = seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a processor may know besides the record."""
-
-    pipeline: str
-    version: str
-    options: Any = None
-    attempt: int = 0
-    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from worker.core.times import parse_seconds
 
@@ -35,13 +35,45 @@ class SourceSpec(BaseModel):
     silence: Seconds | None = Field(None, description="expected silence: longer without news counts as lag")
 
 
+class VariantSpec(Section):
+    """`[pipelines.NAME.variants.VERSION]`: what differs from the pipeline; `options` are merged into its options."""
+
+    processor: str | None = Field(None, description="another processor")
+    promote: Literal["manual", "shadow"] = Field("manual", description="a candidate that works only on what is replayed, or a shadow beside live")
+    model: str | None = Field(None, description="another model")
+    prompt: str | None = Field(None, description="another prompt")
+    prompt_file: str | None = Field(None, description="another prompt, in a file")
+    slice_size: int | None = Field(None, ge=1, le=100000, description="records per job")
+    concurrency: int | None = Field(None, ge=1, description="records (or batches) processed at once")
+    options: dict[str, Any] = Field(default_factory=dict, description="options that differ")
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> VariantSpec:
+        return _one_prompt(self)
+
+
+Prompted = TypeVar("Prompted", "PipelineSpec", VariantSpec)
+
+
+def _one_prompt(spec: Prompted) -> Prompted:
+    if spec.prompt is not None and spec.prompt_file is not None:
+        raise ValueError("prompt and prompt_file are both given: which one is meant?")
+    return spec
+
+
 class PipelineSpec(Section):
     """`[pipelines.NAME]`."""
 
     processor: str = Field(description="a processor in the box (rules, echo), `package.module`, `package.module:name` or a `.py` file")
     version: str | None = Field(None, description="name of the version; left out, it is derived from the fingerprint")
     sources: Names = Field(default_factory=lambda: ["*"], description="source names or globs that this pipeline wants")
-    promote: Literal["on_start", "manual"] = Field("on_start", description="whether a new version becomes live when a worker starts with it")
+    promote: Literal["on_start", "manual", "shadow"] = Field(
+        "on_start",
+        description="a new version, when a worker starts with it: live at once, a candidate until `tailrace promote`, or a shadow beside live",
+    )
+    model: str | None = Field(None, description="name of the model that the processor asks; part of the version")
+    prompt: str | None = Field(None, description="text of the prompt; part of the version")
+    prompt_file: str | None = Field(None, description="file with the text of the prompt, beside the configuration")
     slice_size: int | None = Field(None, ge=1, le=100000, description="records per job; default: what the processor says")
     concurrency: int | None = Field(None, ge=1, description="records (or batches) processed at once; default: what the processor says")
     deadline: Seconds | None = Field(None, gt=0, description="longest time for one record or batch; default: what the processor says")
@@ -50,6 +82,20 @@ class PipelineSpec(Section):
     retry_after: Seconds = Field(14400.0, description="pause between attempts after the quick ones are used up")
     retry_rounds: int = Field(3, ge=0, description="how many of these slow attempts before the record waits for `tailrace retry`")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the processor, which checks them")
+
+    variants: dict[str, VariantSpec] = Field(default_factory=dict, description="further versions that run beside it, by name")
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> PipelineSpec:
+        return _one_prompt(self)
+
+    def with_variant(self, name: str) -> PipelineSpec:
+        """What this pipeline is as one of its variants."""
+        given = self.variants[name].model_dump(exclude_unset=True)
+        if "prompt" in given or "prompt_file" in given:
+            given = {"prompt": None, "prompt_file": None} | given
+        options = {"options": self.options | given.pop("options")} if "options" in given else {}
+        return self.model_copy(update={"variants": {}, "version": name, "promote": "manual"} | given | options)
 
 
 class EffectSpec(BaseModel):

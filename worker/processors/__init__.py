@@ -27,6 +27,8 @@ class Processor:
     options: type[BaseModel] | None = None
     fingerprint: tuple[str, ...] = ()
     code: str | None = None
+    output: type[BaseModel] | None = None
+    inputs: tuple[str, ...] = ()
 
 
 _registered: dict[str, Processor] = {}
@@ -44,6 +46,8 @@ def processor(
     options: type[BaseModel] | None = None,
     fingerprint: tuple[str, ...] = (),
     code: str | None = None,
+    output: type[BaseModel] | None = None,
+    inputs: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers `function(record, ctx)`, or with `batch=True` `function(records, ctx)` returning one outcome per record.
 
@@ -52,11 +56,15 @@ def processor(
     `deadline`: seconds for one record or batch. `executor`: inline (default for async), threads (default for plain functions),
     processes, or a concurrent.futures.Executor. `options`: a pydantic model that checks `[pipelines.X.options]`.
     `fingerprint`: further texts, e.g. a prompt, whose change makes a new version. `code`: stands for the module's text in the
-    fingerprint, where a change of the text alone is to make no new version.
+    fingerprint, where a change of the text alone is to make no new version. `output`: a pydantic model that every output has to fit;
+    it is part of the version. `inputs`: fields of the payload (dots go deeper) that the prompt has to contain: a prompt without the place
+    `{name}` is refused at the start, and an `input` of Done in which a field's text does not occur stops the version.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        _registered[name] = Processor(name, function, version, slice_size, batch, concurrency, deadline, executor, options, fingerprint, code)
+        _registered[name] = Processor(
+            name, function, version, slice_size, batch, concurrency, deadline, executor, options, fingerprint, code, output, inputs
+        )
         return function
 
     return register

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from worker.core.models import Context, Done, Effect, Record, Skip
+from worker.core.context import Context
+from worker.core.models import Done, Effect, Record, Skip
 from worker.processors import processor
 
 

@@ -24,7 +24,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from worker.core.models import Context, Done, Effect, Record, Skip
+from worker.core.context import Context
+from worker.core.models import Done, Effect, Record, Skip
 from worker.processors import processor
 
 
