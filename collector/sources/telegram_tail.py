@@ -73,7 +73,7 @@ class Tail:
                 chat = await self._history.same(position)
                 news = self._line.listen(await self._history.chat())
                 try:
-                    top = await self._begun()
+                    top = await self._begun(known=number_in(position, "since") is not None or self._heal.since is not None)
                 except BaseException:
                     self._line.leave(news)
                     raise
@@ -90,13 +90,15 @@ class Tail:
                 return news, chat
         return None
 
-    async def _begun(self) -> Top:
-        """The newest message; none where the service asks to wait, for news must not wait."""
+    async def _begun(self, *, known: bool) -> Top:
+        """The newest message. Where we know from when on to look and the service asks to wait: none, for news must not wait."""
         await self._line.ready(self._source)
         try:
             return await self._history.top()
         except Limited:
-            return Top(0, 0)
+            if known:
+                return Top(0, 0)
+            raise
 
     async def _heard(self, news: News, stop: asyncio.Event) -> AsyncGenerator[Page, None]:
         """Pages of what comes, until the connection is lost."""
