@@ -97,7 +97,7 @@ class Live:
 
     def _line(self, who: Account) -> Line:
         if who.label not in self._lines:
-            self._lines[who.label] = take(who)
+            self._lines[who.label] = take(who, news=who is self._news)
         return self._lines[who.label]
 
     def _healer(self) -> Heal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sqlite3
+import struct
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ _NO_CHAT = (
     errors.UsernameNotOccupiedError, errors.UsernameInvalidError, errors.InviteHashEmptyError, errors.InviteHashExpiredError,
     errors.InviteHashInvalidError, errors.UserBannedInChannelError, errors.BotMethodInvalidError,
 )  # fmt: skip
-
 _BROKEN = (EOFError, BufferError, errors.InvalidChecksumError, errors.SecurityError, errors.BadMessageError)
 
 
@@ -78,8 +78,9 @@ def account(source: str, api_id: int | None, api_hash: SecretStr | None, text: S
         raise Misconfigured(f"sources.{source}: a session needs api_id and api_hash", "get them at https://my.telegram.org")
     try:
         session = Session(text.get_secret_value()) if text else _from_file(Path(str(path)).expanduser())
-    except (ValueError, OSError, sqlite3.Error, TypeError) as error:
-        raise Misconfigured(f"sources.{source}: the session cannot be read: {type(error).__name__}", "it must be a session of Telethon 1") from None
+    except (ValueError, OSError, sqlite3.Error, struct.error, TypeError) as error:
+        what = f"the session {path}" if path and not text else "the session"
+        raise Misconfigured(f"sources.{source}: {what} cannot be read: {type(error).__name__}", "it must be a session of Telethon 1") from None
     if not session.auth_key or not session.auth_key.key:
         raise Misconfigured(f"sources.{source}: the session is not signed in", "sign in with Telethon once and save its session")
     return Account(session, api_id, api_hash, hashlib.blake2b(session.auth_key.key, digest_size=6).hexdigest())
@@ -88,7 +89,7 @@ def account(source: str, api_id: int | None, api_hash: SecretStr | None, text: S
 def _from_file(path: Path) -> Session:
     """A session file of Telethon is only read: whoever else has it open is not disturbed."""
     file = path if path.exists() else path.with_name(path.name + ".session")
-    with closing(sqlite3.connect(f"file:{file.absolute()}?mode=ro", uri=True)) as database:
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
         row = database.execute("select dc_id, server_address, port, auth_key from sessions").fetchone()
     session = Session()
     if row:
@@ -120,11 +121,13 @@ class Client(TelegramClient):  # type: ignore[misc]  # the library has no types
         return answer
 
 
-async def connect(who: Account, ear: Ear, gone: Callable[[], None]) -> Any:
-    """A connected client, which calls `gone` once when its connection has ended. It neither waits nor tries again by itself."""
+async def connect(who: Account, ear: Ear, gone: Callable[[], None], *, news: bool) -> Any:
+    """A connected client, which calls `gone` once when its connection has ended. It neither waits nor tries again by itself. Without
+    `news` the service is asked to send no updates.
+    """
     client = Client(
         who.session, who.api_id, who.api_hash.get_secret_value(), timeout=10, request_retries=0, connection_retries=0, retry_delay=0,
-        auto_reconnect=False, sequential_updates=True, flood_sleep_threshold=0, raise_last_call_error=True,
+        auto_reconnect=False, sequential_updates=True, flood_sleep_threshold=0, raise_last_call_error=True, receive_updates=news,
     )  # fmt: skip
     client.ear = ear
 

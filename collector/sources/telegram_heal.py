@@ -38,7 +38,8 @@ class Heal:
         holes, run, now, chat = self.holes, self.run, dt.datetime.now(dt.UTC), await self._history.same(position)
         until = now - dt.timedelta(seconds=self._settings.target_lag)
         top, last = (await self._history.top()).number, number_in(tail, "last") or 0
-        end = min(top if run is None else run, await self._history.older(until) if until < now else top)
+        reach = top if run is None else min(run, top)
+        end = min(reach, await self._history.older(until) if until < now else top)
         upto, at = number_in(position, "upto"), time_in(position, "at") or now
         if upto is None:
             upto = await self._begin(top, tail, known)
@@ -52,7 +53,7 @@ class Heal:
                 covered, before = max(covered, when or covered), covered
                 here = chat | {"upto": max(upto, through), "at": covered.isoformat()}
                 yield replace(page, position=here | {"next": through}, times=(before, covered) if before < covered else None)
-        brought = last if run is not None and end == run < last else 0  # as news, and stored
+        brought = last if run is not None and end == reach < last else 0  # as news, and stored
         here |= {"upto": brought, "at": now.isoformat()} if brought > here["upto"] else {}
         gone = await self._vanished(range(top + 1, max(upto, last) + 1), known)
         yield Page(gone, here, (covered, until) if covered < until else None)
@@ -96,7 +97,7 @@ class Heal:
         """
         while at < end:
             found, pts = await self._history.after(at)
-            last = min(end, found[-1].id)
+            last = min(end, found[-1].id) if found else end
             for part, through in self._parts([m for m in found if m.id <= end], last):
                 there = {m.id for m in part}
                 records = [record(m, pts) for m in part]

@@ -77,10 +77,10 @@ class History:
         return 0
 
     async def after(self, number: int) -> tuple[list[Any], int]:
-        """The next messages after `number`, oldest first, and the channel's count of events. Only called where there are some."""
+        """The next messages after `number`, oldest first, and the channel's count of events. None: there are no newer ones."""
         answer = await self._get(offset_id=number + 1, add_offset=-MOST, limit=MOST)
         found = sorted((m for m in _messages(answer) if m.id > number), key=lambda m: m.id)
-        if not found:
+        if not found and (await self.top()).number > number:
             raise self._partial()
         return found, pts_of(answer)
 

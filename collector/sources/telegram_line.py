@@ -27,6 +27,7 @@ class Line:
     def __init__(self, who: Account) -> None:
         self.who = who
         self.users = 0
+        self.news = False  # whether the service sends updates
         self._client: Any = None
         self._left: list[Any] = []  # clients whose connection has ended
         self._number = 0  # of the connection
@@ -77,6 +78,12 @@ class Line:
         if name not in self._chats:
             self._chats[name] = await self._known.chat(source, name)
         return self._chats[name]
+
+    def wants_news(self) -> None:
+        """A connection that was made without is made anew."""
+        if not self.news:
+            self.news = True
+            self._end(self._number)
 
     def listen(self, chat: Chat) -> News:
         news = News(chat)
@@ -137,7 +144,7 @@ class Line:
             if self._client is None:
                 self._number += 1
                 number = self._number
-                client = await telegram_client.connect(self.who, self, lambda: self._end(number))
+                client = await telegram_client.connect(self.who, self, lambda: self._end(number), news=self.news)
                 if number != self._number:
                     self._left.append(client)
                     raise ConnectionError("the connection to Telegram ended at once")
@@ -164,10 +171,12 @@ class Line:
 _lines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Line]] = WeakKeyDictionary()
 
 
-def take(who: Account) -> Line:
-    """The line of this account, for one more source."""
+def take(who: Account, *, news: bool) -> Line:
+    """The line of this account, for one more source, for `news` or only for history."""
     line = _lines.setdefault(asyncio.get_running_loop(), {}).setdefault(who.label, Line(who))
     line.users += 1
+    if news:
+        line.wants_news()
     return line
 
 

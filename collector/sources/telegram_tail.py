@@ -132,7 +132,7 @@ class Tail:
             records += self._records(news, update)
             number = getattr(message_of(update), "id", 0)
             if isinstance(update, NEW) and number > (self._edge or 0):
-                if before is None and first is None:
+                if before is None and first is None and news.chat.member:
                     self._heal.run = number - 1
                 first, self._edge = first or (before + 1 if before else number), number
                 self._seen = max(self._seen, number)

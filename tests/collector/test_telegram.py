@@ -389,6 +389,20 @@ async def test_the_connection_of_history_ends_with_the_catch_up(service, source,
         assert service.listed == looked, "the chat is remembered"
 
 
+async def test_a_session_for_history_is_sent_no_news(service, spec, source, eventually):
+    async with tailing(source) as pages:
+        await eventually(lambda: pages)
+        service.store("offer")
+        await source.chunk({}, 10, Window())
+        assert {c.who.label: c.news for c in service.clients} == {source._news.label: True, source._old.label: False}
+    shared = made(spec | {"session_file": spec["catchup_session_file"], "share_session": True, "chat": "offers"}, "telegram:again")
+    async with tailing(shared) as pages:
+        await eventually(lambda: pages)
+        service.store("for both")
+        await eventually(lambda: keys(pages) == ["2"])
+    await shared.aclose()
+
+
 async def test_a_tail_ends_within_a_call(service, source, eventually, monkeypatch):
     async with tailing(source) as pages:
         await eventually(lambda: pages)
@@ -562,6 +576,22 @@ async def test_a_catch_up_that_floods_interrupt_comes_further_each_time(service,
     assert len(calls) < 25
 
 
+async def test_what_vanishes_at_the_top_stops_no_catch_up(service, source, eventually):
+    raw = Raw()
+    for n in range(10):
+        service.store(f"Offer {n}")
+    raw.take(await source.chunk({}, 100, Window()))
+    async with tailing(source) as pages:
+        await eventually(lambda: pages)
+        service.remove([9, 10], quiet=True)
+        _, position = await healed(source, raw, {"upto": 5, "at": BEGAN.isoformat()}, {"since": 10, "last": 10})
+        assert {k for k, r in raw.records.items() if r.op == "delete"} == {"9", "10"}
+        source._heal._resume = ([(8, 10)], 0)  # a recheck that was interrupted before
+        source.gap.clear()
+        await healed(source, raw, position, {"since": 10, "last": 10})
+        assert source._heal._resume is None
+
+
 async def test_a_position_of_another_chat_is_refused(service, source):
     service.store("offer")
     with pytest.raises(Denied, match="was chat -7 and is"):
@@ -610,6 +640,14 @@ async def test_what_only_a_person_can_mend_is_denied_with_a_hint(service, source
         await source.chunk({}, 10, Window())
     assert denied.value.hint
     assert denied.value.name == NAME
+
+
+@pytest.mark.parametrize("error", [asyncio.IncompleteReadError(b"", 8), errors.RpcCallFailError(None), errors.InvalidBufferError(b"x")])
+async def test_a_broken_connection_is_one_whatever_the_library_calls_it(service, source, error):
+    service.store("offer")
+    service.refusals.append(error)
+    with pytest.raises(ConnectionError):
+        await source.chunk({}, 10, Window())
 
 
 async def test_a_chat_that_does_not_exist_is_denied(spec, service):

@@ -37,10 +37,10 @@ class Service:
         self.members, self.listed = True, 0  # whether the channel is in the list of what is joined, how often that was asked for
         self.down = False
 
-    async def connect(self, who, ear, gone):
+    async def connect(self, who, ear, gone, *, news):
         if self.down:
             raise ConnectionRefusedError("the service is down")
-        client = Client(self, who, ear, gone)
+        client = Client(self, who, ear, gone, news)
         self.clients.append(client)
         return client
 
@@ -78,7 +78,8 @@ class Service:
 
     def push(self, update):
         for client in self.clients if self.member else ():
-            client.ear.hear(update)
+            if client.news:
+                client.ear.hear(update)
 
     def drop(self):
         """Ends all connections."""
@@ -100,8 +101,8 @@ class Service:
 class Client:
     """What the source uses of a client of the library."""
 
-    def __init__(self, service, who, ear, gone):
-        self.service, self.who, self.ear, self.gone = service, who, ear, gone
+    def __init__(self, service, who, ear, gone, news):
+        self.service, self.who, self.ear, self.gone, self.news = service, who, ear, gone, news
 
     async def __call__(self, request):
         self.service.asked.append((self.who.label, request))
