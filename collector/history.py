@@ -94,9 +94,13 @@ class History:
             if look["state"] != "active":
                 report.error = f"run {run} was {look['state']} by hand"
                 return
-            decision = self._decide(look)
-            if decision.wait:
-                await self._pause(run, decision.wait, decision.because)
+            decision, held = self._decide(look), await self._patiently(self._breaker.wait)
+            if held is None:
+                report.error = f"it waits for a person: `tailrace sources retry {self._source.name}`"
+                await self._turn(run, "paused", report.error)
+                return
+            if held or decision.wait:
+                await self._pause(run, held or decision.wait, decision.because if not held else "it is held at present")
                 continue
             at = _inner(orjson.loads(look["position"]), spec)
             await self._chunk(chunked, window, report, at, decision, spec)

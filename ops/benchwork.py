@@ -49,7 +49,7 @@ async def register(url: str, slice_size: int, function: Callable[..., Any] = noo
     """The version that is measured."""
     async with await db.open_pool(url, Settings().database, "bench", "tailrace_worker", 2) as pool:
         found = Processor("noop", function, "1", slice_size)
-        return await registry._register(pool, "bench", PipelineSpec(processor="noop"), found, None, "bench")  # noqa: SLF001  without a configuration file
+        return await registry.register_one(pool, "bench", PipelineSpec(processor="noop"), found, None, "bench")
 
 
 async def fill(url: str, records: int, slice_size: int, *, open_work: bool = True) -> int:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ops import config, doctor, effects, explain, init, sources, status, up, verify, work
+from ops import config, doctor, effects, explain, init, plan, replay, sources, status, up, verify, work
 from ops.migrate import migrate
 from ops.table import as_json
 from worker.core import options
 from worker.core.embedded import database_url
 from worker.core.settings import Settings, read
+from worker.core.times import parse_window
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -46,6 +47,8 @@ def parse(argv: Sequence[str]) -> Any:
     made.add_argument("--all", action="store_true", help="all pipelines")
     made = command("stale", "claims past their lease", changes=True)
     made.add_argument("action", nargs="?", default="report", choices=("report", "reset"))
+    for name, text in (("plan", "what a replay of a version would do, take and cost"), ("replay", "work on the history as another version")):
+        _replaying(command(name, text, changes=name == "replay"), name)
     _effects(command("effects", "what versions wanted to send, what the gate said, what the world got", prints=False))
     made = command("explain", "one raw record, from its revisions to its deliveries")
     made.add_argument("raw_id", type=int, metavar="RAW_ID")
@@ -53,6 +56,22 @@ def parse(argv: Sequence[str]) -> Any:
     command("doctor", "what is wrong or soon will be; exit code 1 if anything fails")
     command("verify", "the invariants, each as one query; exit code 1 if any is broken")
     return parser.parse_args(argv)
+
+
+def _replaying(made: options.Parser, name: str) -> None:
+    made.add_argument("pipeline", nargs="?", metavar="PIPELINE")
+    made.add_argument("version", nargs="?", metavar="VERSION", help="default: the configured one; registered as a candidate where it is new")
+    made.add_argument("--source", action="append", metavar="S", help="only these sources; may be repeated")
+    made.add_argument("--since", metavar="T", help="inclusive, ISO 8601 with zone")
+    made.add_argument("--until", metavar="T", help="exclusive")
+    made.add_argument("--sample", type=options.positive, metavar="N", help="only so many records, chosen at random, the same each time")
+    made.add_argument("--failed", action="store_true", help="only records whose newest result is failed")
+    if name == "replay":
+        made.add_argument("--plan", metavar="HASH", help="what this plan promised")
+        made.add_argument("--force", action="store_true", help="also records that have a result: it stays, a new rerun is added")
+        made.add_argument("--budget", type=float, metavar="MONEY", help="pause before more than this is spent")
+        made.add_argument("--time", metavar="SPAN", help="pause after this time, e.g. 8h")
+        made.add_argument("--wait", action="store_true", help="stay until it is done, with progress")
 
 
 def _effects(parser: options.Parser) -> None:
@@ -96,6 +115,8 @@ def _main(given: Any) -> int:
         "runs": lambda: work.runs(settings, given.action, given.id, json=given.json, dry_run=given.dry_run),
         "retry": lambda: work.retry(settings, given.pipeline, given.raw_id, every=given.all, json=given.json, dry_run=given.dry_run),
         "stale": lambda: work.stale(settings, given.action, json=given.json, dry_run=given.dry_run),
+        "plan": lambda: plan.plan(settings, loaded, given, parse_window(given.since, given.until)),
+        "replay": lambda: replay.replay(settings, loaded, given, parse_window(given.since, given.until)),
         "effects": lambda: _on_effects(settings, given),
         "explain": lambda: explain.explain(settings, given.raw_id, json=given.json),
         "config": lambda: config.config(settings, loaded, json=given.json),

@@ -25,7 +25,9 @@ _WORKERS = """select name, kind, extract(epoch from tailrace.clock() - seen_at):
   array(select p.name || '/' || v.name from tailrace.versions v join tailrace.pipelines p on p.id = v.pipeline_id where v.id = any (w.versions)) as runs
 from tailrace.workers w where seen_at > tailrace.clock() - interval '2 minutes' order by name"""
 RUNS = """select r.id, r.kind, coalesce(p.name, s.name) as subject, v.name as version, r.state, r.records, r.skipped,
-  round(100.0 * r.position / greatest(r.position_to, 1), 1)::float8 as percent, r.reason, r.resume_at, r.created_at
+  coalesce(round(100 * (select g.ratio from tailrace.replay_progress g where g.run = r.id and r.position >= r.position_to)::numeric, 1),
+           round(100.0 * r.position / greatest(r.position_to, 1), 1))::float8 as percent,
+  (select g.seconds_left from tailrace.replay_progress g where g.run = r.id)::int as seconds_left, r.reason, r.resume_at, r.created_at
 from tailrace.runs r left join tailrace.versions v on v.id = r.version_id left join tailrace.pipelines p on p.id = v.pipeline_id
 left join tailrace.sources s on s.id = r.source_id"""
 _EFFECTS = """select kind, verdict, coalesce(reason, '') as reason, count(*) as effects from tailrace.effects group by 1, 2, 3 order by 1, 2, 3"""

@@ -24,10 +24,16 @@ def runs(settings: Settings, action: str, number: int | None, *, json: bool, dry
         if not run:
             known = [str(r["id"]) for r in rows(connection, "select id from tailrace.runs order by id desc limit 20")]
             raise Misconfigured(f"there is no run {number}", nearest(str(number), known))
-        changed = dry_run or one(connection, "select tailrace.set_run_state(%s, %s, %s) as done", [number, _STATE[action], "by hand"])["done"]
+        changed = dry_run or _turn(connection, run, action)
         facts = {"run": number, "was": run["state"], "now": _STATE[action] if changed else run["state"], "changed": bool(changed) and not dry_run}
         as_json(facts) if json else print(f"run {number}: {facts['was']} -> {facts['now']}" + (" (dry run)" if dry_run else ""))
         return 0 if changed else 1
+
+
+def _turn(connection: Connection, run: dict[str, Any], action: str) -> bool:
+    if action == "cancel" and run["kind"] == "replay":
+        return one(connection, "select tailrace.cancel_replay(%s, 'by hand') as n", [run["id"]])["n"] is not None
+    return bool(one(connection, "select tailrace.set_run_state(%s, %s, 'by hand') as done", [run["id"], _STATE[action]])["done"])
 
 
 def retry(settings: Settings, pipeline: str | None, ids: list[int], *, every: bool, json: bool, dry_run: bool) -> int:

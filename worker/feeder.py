@@ -15,6 +15,7 @@ from worker.line import Line
 EIGHTH = 8  # at least one claim in eight goes to the catch-up and replay lanes
 SOURCES = 8  # sources per claim
 FORGET = 2.0  # seconds after which lower bounds and the list of ready sources are read anew
+REPLAY = 2  # the lane of replays
 ALONE = 1.0  # seconds of suspects in a row before ordinary work goes on
 
 
@@ -28,6 +29,7 @@ class Feeder:
         self._poll = poll
         self._ready: dict[tuple[int, int], set[int]] = {}
         self._lows: dict[tuple[int, int, int], int] = {}
+        self._afforded: dict[int, int] = {}  # version: records that the budget of its replay still allows
         self._suspects: set[int] = set()
         self._looked = -1e9
         self._known = False
@@ -78,8 +80,9 @@ class Feeder:
         found = await self._jobs.peek(list(self._by_version))
         self._lows.clear()
         self._ready.clear()
-        self._suspects = {v for v, lane, _ in found if lane < 0}
-        for version, lane, source in found:
+        self._suspects = {v for v, lane, _, _ in found if lane < 0}
+        self._afforded = {version: most for version, lane, _, most in found if lane == REPLAY and most is not None}
+        for version, lane, source, _ in found:
             if lane >= 0:
                 self._ready.setdefault((version, lane), set()).add(source)
         self._known = True
@@ -99,7 +102,10 @@ class Feeder:
         key = (line.runnable.version_id, lane)
         ready = self._ready[key]
         sources = random.sample(sorted(ready), min(SOURCES, len(ready)))
-        room = line.room() if self.budget is None else min(line.room(), self.budget)
+        room = min(line.room(), *self._bounds(line, lane))
+        if room <= 0:
+            self._ready.pop(key)
+            return
         limit = max(1, room // line.runnable.slice_size)
         each = -(-limit // len(sources))
         pieces = await self._jobs.claim(line.runnable, lane, [(s, self._lows.get((*key, s), 0)) for s in sources], each, limit)
@@ -109,10 +115,17 @@ class Feeder:
             self._exhausted(key, sources, pieces, each)
         for piece in pieces:
             self._lows[(*key, piece.source_id)] = piece.raw_id + 1
+        if lane == REPLAY and line.runnable.version_id in self._afforded:
+            self._afforded[line.runnable.version_id] -= sum(len(piece.records) for piece in pieces)
         if pieces:
             self._spend(pieces)
             self._report(line, lane, pieces)
             line.push(pieces)
+
+    def _bounds(self, line: Line, lane: int) -> list[int]:
+        """Records that may be claimed, beside the room that there is: --max-jobs, the budget of a replay."""
+        bounds = [line.runnable.slice_size + line.room()] if self.budget is None else [self.budget]
+        return [*bounds, self._afforded[line.runnable.version_id]] if lane == REPLAY and line.runnable.version_id in self._afforded else bounds
 
     def _spend(self, pieces: list[Slice]) -> None:
         """Keeps to the budget: a slice that goes beyond it is cut."""

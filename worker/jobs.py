@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ import orjson
 from worker.core.db import mapped
 from worker.core.models import Outcome, Record
 from worker.registry import Runnable
+
+CANARY, BESIDE = 1000, 2000  # from where on a voice is that of a canary, or of the live version beside one
 
 
 @dataclass(slots=True, eq=False)
@@ -31,7 +34,7 @@ class Slice:
     rerun: int
     attempt: int
     crashes: int
-    quiet: bool
+    voice: int  # of which records its version speaks: 0 all, 1 none, 1000 + p buckets below p, 2000 + p buckets from p on
     due: bytes  # as Postgres sends a time: sorts as it is, few are decoded
     history: str | None
     records: list[Record]
@@ -50,6 +53,26 @@ class Slice:
         if count < len(self.records):
             self.beyond = self.records[count].id
             del self.records[count:]
+
+    @property
+    def quiet(self) -> bool:
+        return self.voice == 1
+
+    @property
+    def share(self) -> int | None:
+        """As `jobs.share` has it."""
+        return None if self.voice < CANARY else self.voice - CANARY if self.voice < BESIDE else BESIDE - self.voice
+
+    @property
+    def shared(self) -> bool:
+        return self.voice >= CANARY
+
+    def speaks_for(self, record: Record) -> bool:
+        """Whether what this version wishes for the record may leave, if a gate is open."""
+        if self.voice < CANARY:
+            return self.voice == 0
+        bucket = int(hashlib.md5(f"{record.source}/{record.external_id}".encode(), usedforsecurity=False).hexdigest()[:8], 16) % 100
+        return bucket < self.voice - CANARY if self.voice < BESIDE else bucket >= self.voice - BESIDE
 
     @property
     def done(self) -> bool:
@@ -78,8 +101,8 @@ class Jobs:
         self._lease = lease
         self._sources: dict[int, str] = {}
 
-    async def peek(self, versions: Sequence[int]) -> list[tuple[int, int, int]]:
-        """(version, lane, source) that have ready work; lane -1: suspects."""
+    async def peek(self, versions: Sequence[int]) -> list[tuple[int, int, int, int | None]]:
+        """(version, lane, source, records that its budget allows) that have ready work; lane -1: suspects."""
         return [tuple(row) for row in await self._pool.fetch("select * from tailrace.peek($1)", versions)]
 
     async def claim(self, runnable: Runnable, lane: int, sources: Sequence[tuple[int, int]], per_source: int, limit: int) -> list[Slice]:
@@ -111,10 +134,10 @@ class Jobs:
             source = self._sources.get(head[0]) or await self._name(head[0])
             if len(head) == 1:
                 head = (head[0], row["id"], row["id"], 1, lane, 0, 0, 0, 0)
-            source_id, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, quiet = head
+            source_id, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, voice = head
             slices.append(
                 Slice(
-                    runnable, token, source_id, source, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, bool(quiet),
+                    runnable, token, source_id, source, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, voice,
                     row["due"], row["error"], [Record(r, source) for r in rows[at : at + n_rows]], now,
                 )
             )  # fmt: skip
@@ -146,7 +169,8 @@ class Jobs:
         """One step of every open run that has a version."""
         return await self._pool.fetch(  # type: ignore[no-any-return]
             "select r.id, a.* from tailrace.runs r cross join lateral tailrace.advance_run(r.id, $1) a "
-            "where r.version_id is not null and (r.state = 'active' or (r.state = 'paused' and r.resume_at <= tailrace.clock()))",
+            "where r.version_id is not null and ((r.state = 'active' and r.position < r.position_to) "
+            "or (r.state = 'paused' and r.resume_at <= tailrace.clock()))",
             ids,
         )
 

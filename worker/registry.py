@@ -142,17 +142,22 @@ def versions_of(settings: Settings, only: str | None, version: str | None) -> li
 async def register(pool: asyncpg.Pool, settings: Settings, folder: Path, only: str | None, version: str | None, actor: str) -> list[Runnable]:
     """Registers the configured pipelines and variants (or `only` one) and returns what this process can run."""
     return [
-        await _register(pool, name, spec, find(name, spec, folder), override, actor, folder)
+        await register_one(pool, name, spec, find(name, spec, folder), override, actor, folder)
         for name, spec, override in versions_of(settings, only, version)
     ]
 
 
-async def _register(
+def name_of(pipeline: str, spec: PipelineSpec, found: Processor, folder: Path) -> str:
+    """The name of the version that this configuration stands for."""
+    return spec.version or found.version or f"v-{parts_of(spec, found, prompt_of(pipeline, spec, found, folder)).fingerprint[:12]}"
+
+
+async def register_one(
     pool: asyncpg.Pool, pipeline: str, spec: PipelineSpec, found: Processor, override: str | None, actor: str, folder: Path = Path()
 ) -> Runnable:  # fmt: skip
     options, prompt = _options(pipeline, spec, found), prompt_of(pipeline, spec, found, folder)
     parts = parts_of(spec, found, prompt)
-    name = override or spec.version or found.version or f"v-{parts.fingerprint[:12]}"
+    name = override or name_of(pipeline, spec, found, folder)
     size = spec.slice_size or found.slice_size
     stored = parts.facts | {k: getattr(spec, k) for k in ("max_attempts", "retry_base", "retry_after", "retry_rounds")}
     await pool.execute("select tailrace.store_texts($1)", orjson.dumps(parts.texts).decode())

@@ -92,7 +92,8 @@ class Columns:
         self._say(piece, record, "ok", output, outcome.confidence, outcome.needs_review, meta=orjson.dumps(meta).decode() if meta else None)
         for effect in outcome.effects:
             self.effects.append({
-                "raw": record.id, "rerun": piece.rerun, "quiet": piece.quiet, "kind": effect.kind, "key": effect_key(effect, record),
+                "raw": record.id, "rerun": piece.rerun, "lane": piece.lane, "quiet": not piece.speaks_for(record), "shared": piece.shared,
+                "kind": effect.kind, "key": effect_key(effect, record),
                 "target": effect.target, "body": effect.body, "occurred": record.occurred_at,
             })  # fmt: skip
 
@@ -106,7 +107,8 @@ class Columns:
 
     def _retry(self, piece: Slice, record: Record, outcome: Retry) -> None:
         self.retries.append({
-            "source": piece.source_id, "raw": record.id, "rerun": piece.rerun, "lane": piece.lane, "quiet": piece.quiet, "attempt": piece.attempt,
+            "source": piece.source_id, "raw": record.id, "rerun": piece.rerun, "lane": piece.lane, "quiet": piece.quiet, "share": piece.share,
+            "attempt": piece.attempt,
             "crashes": piece.crashes, "counts": outcome.counts, "after": outcome.after,
             "error": {"kind": "retry", "message": clean(outcome.reason)},
             "history": orjson.loads(piece.history) if piece.history else None,

@@ -63,7 +63,7 @@ class Watchdog:
         for row in await self._jobs.advance_runs(RUN_STEP):
             crashpoint("after-advance-before-next")
             emit("run.advanced", run=row["id"], state=row["state"], position=row["position"], of=row["position_to"], records=row["records"])
-            more |= row["state"] == "active"
+            more |= row["state"] == "active" and row["position"] < row["position_to"]
             self._feeder.ring()
         return more
 

@@ -81,8 +81,8 @@ begin
 
   jobs := 0;
   if appended > 0 and p_enqueue then
-    insert into tailrace.jobs (version_id, source_id, raw_id, raw_id_to, n_rows, lane, run_at)
-    select v.id, p_source, g.lo, least(g.lo + v.slice_size - 1, last_id), least(v.slice_size, last_id - g.lo + 1)::int, p_lane, v_now
+    insert into tailrace.jobs (version_id, source_id, raw_id, raw_id_to, n_rows, lane, quiet, share, run_at)
+    select v.id, p_source, g.lo, least(g.lo + v.slice_size - 1, last_id), least(v.slice_size, last_id - g.lo + 1)::int, p_lane, v.quiet, v.share, v_now
     from tailrace.versions v
     cross join lateral (select generate_series(first_id, last_id, v.slice_size) lo) g
     where v.state in ('live', 'shadow') and v_name like any (v.wants) and last_id - first_id + 1 = appended
@@ -162,8 +162,8 @@ end $$;
 create or replace function tailrace.slice_ids(p_source int, p_from bigint, p_to bigint, p_lane int) returns int language plpgsql as $$
 declare v_jobs int;
 begin
-  insert into tailrace.jobs (version_id, source_id, raw_id, raw_id_to, n_rows, lane, run_at)
-  select v.id, p_source, min(r.id), max(r.id), count(*)::int, p_lane, tailrace.clock()
+  insert into tailrace.jobs (version_id, source_id, raw_id, raw_id_to, n_rows, lane, quiet, share, run_at)
+  select v.id, p_source, min(r.id), max(r.id), count(*)::int, p_lane, v.quiet, v.share, tailrace.clock()
   from tailrace.versions v
   join tailrace.sources s on s.id = p_source and s.name like any (v.wants)
   cross join lateral (select id, (row_number() over (order by id) - 1) / v.slice_size as g

@@ -39,12 +39,13 @@ begin
     elsif p_promote = 'on_start' then
       perform swap_live(v_version.id, p_actor);
     elsif p_promote = 'shadow' then
-      update versions set state = 'shadow' where id = v_version.id;
+      update versions set state = 'shadow', quiet = true where id = v_version.id;
     end if;
   elsif v_version.wants <> p_wants or v_version.slice_size <> p_slice_size or (v_version.state = 'candidate' and p_promote = 'shadow') then
     perform pg_advisory_xact_lock(7411, 0);
     update versions v set wants = p_wants, slice_size = p_slice_size,
-      state = case when v.state = 'candidate' and p_promote = 'shadow' then 'shadow' else v.state end
+      state = case when v.state = 'candidate' and p_promote = 'shadow' then 'shadow' else v.state end,
+      quiet = v.quiet or (v.state = 'candidate' and p_promote = 'shadow')
     where id = v_version.id;
   end if;
   return query
@@ -57,13 +58,13 @@ create or replace function tailrace.store_texts(p_texts jsonb) returns void lang
   insert into texts (hash, text) select key, value from jsonb_each_text(p_texts) order by key on conflict (hash) do nothing
 $$;
 
--- candidate | shadow | retired -> live, live -> retired; open work of the old version that never ran goes along.
+-- candidate | shadow | retired -> live, live -> retired: who speaks for what comes from now on. Records that came before stay with the version
+-- that had to speak for them; its open work that never ran goes along, the first slices at once, the rest by the watchdog. A canary ends.
 create or replace function tailrace.swap_live(p_version int, p_actor text) returns int language plpgsql
 security definer set search_path = tailrace, pg_temp as $$
 declare
   v_version versions;
   v_old int;
-  v_moved int := 0;
 begin
   perform durable();
   perform pg_advisory_xact_lock(7411, 0);
@@ -72,36 +73,77 @@ begin
   if v_old = p_version then
     return 0;
   end if;
-  update versions set state = 'retired' where id = v_old;
-  update versions set state = 'live' where id = p_version;
+  update versions set state = 'retired', quiet = false, share = null where id = v_old;
+  update versions set share = null, quiet = (state = 'shadow') where pipeline_id = v_version.pipeline_id and share is not null and id <> p_version;
+  update versions set state = 'live', quiet = false, share = null where id = p_version;
   update pipelines set live_version_id = p_version where id = v_version.pipeline_id;
   update live_history set live_until = clock() where pipeline_id = v_version.pipeline_id and live_until is null;
   insert into live_history values (v_version.pipeline_id, p_version, clock(), null, p_actor);
-  if v_old is not null then
-    v_moved := move_open_work(v_old, p_version, false);
-  end if;
-  return v_moved;
+  return case when v_old is null then 0 else move_open_work(v_old, p_version, false, greatest(1, 2000 / v_version.slice_size)) end;
 end $$;
 
--- Unclaimed work of a retired version becomes work of its successor, where that one has neither work nor result for it.
-create or replace function tailrace.move_open_work(p_from int, p_to int, p_started boolean) returns int language plpgsql
+-- candidate | shadow -> shadow that speaks for the buckets below p_percent; 0: a shadow that speaks for none. One canary of a pipeline at a time.
+create or replace function tailrace.set_canary(p_version int, p_percent int) returns void language plpgsql
 security definer set search_path = tailrace, pg_temp as $$
+declare v_version versions;
+begin
+  perform durable();
+  perform pg_advisory_xact_lock(7411, 0);
+  select * into strict v_version from versions where id = p_version and state in ('candidate', 'shadow');
+  update versions set share = null, quiet = (state = 'shadow') where pipeline_id = v_version.pipeline_id and share is not null;
+  update versions set state = 'shadow', quiet = (p_percent = 0), share = nullif(p_percent, 0) where id = p_version;
+  update versions set share = nullif(-p_percent, 0) where pipeline_id = v_version.pipeline_id and state = 'live';
+end $$;
+
+-- 0 to 99, by source and external id: all revisions of a record are in one bucket.
+create or replace function tailrace.bucket(p_source text, p_external text) returns int language sql immutable parallel safe as $$
+  select ((('x' || substr(md5(p_source || '/' || p_external), 1, 8))::bit(32)::bigint) % 100)::int
+$$;
+
+-- Unclaimed work of a retired version becomes work of its successor, where that one has neither work nor result for it: p_limit slices.
+drop function if exists tailrace.move_open_work(int, int, boolean);
+create or replace function tailrace.move_open_work(p_from int, p_to int, p_started boolean, p_limit int) returns int language plpgsql
+security definer set search_path = tailrace, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare v_moved int;
 begin
   perform pg_advisory_xact_lock(7412, p_to);
-  with picked as (
+  with picked as materialized (
     select j.version_id, j.source_id, j.raw_id from jobs j
     where j.version_id = p_from and j.state <> 'c' and j.rerun = 0 and (p_started or (j.attempt = 0 and j.crashes = 0))
-    for update skip locked),
-  taken as (
-    delete from jobs j using picked p
-    where j.version_id = p.version_id and j.source_id = p.source_id and j.raw_id = p.raw_id
-      and not exists (select from jobs o where o.version_id = p_to and o.source_id = j.source_id
-                      and o.raw_id <= j.raw_id_to and o.raw_id_to >= j.raw_id)
+      and not exists (select from (select o.raw_id_to from jobs o where o.version_id = p_to and o.source_id = j.source_id and o.raw_id <= j.raw_id_to
+                                   order by o.raw_id desc limit 1) o where o.raw_id_to >= j.raw_id)
       and not exists (select from raw_records r join results x on x.version_id = p_to and x.raw_id = r.id
                       where r.source_id = j.source_id and r.id between j.raw_id and j.raw_id_to)
+    limit p_limit for update skip locked),
+  taken as (
+    delete from jobs j using picked p where j.version_id = p.version_id and j.source_id = p.source_id and j.raw_id = p.raw_id returning j.*)
+  insert into jobs select (jsonb_populate_record(null::jobs, to_jsonb(t) || jsonb_build_object('version_id', p_to, 'share', null))).* from taken t;
+  get diagnostics v_moved = row_count;
+  return v_moved;
+end $$;
+
+-- Work of a retired version that cannot simply move, since its successor has done a part of it as a shadow: what that part wished has stayed here,
+-- and nobody is left to wish it. Such a record is done once more by the successor, aloud (its next rerun); what it has not done at all is opened.
+create or replace function tailrace.hand_over(p_from int, p_to int, p_limit int) returns int language plpgsql
+security definer set search_path = tailrace, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare v_moved int;
+begin
+  with taken as (
+    delete from jobs j using (
+      select j.version_id, j.source_id, j.raw_id from jobs j
+      where j.version_id = p_from and j.state <> 'c' and j.rerun = 0
+        and not exists (select from jobs o where o.version_id = p_to and o.source_id = j.source_id and o.raw_id <= j.raw_id_to and o.raw_id_to >= j.raw_id)
+      limit p_limit for update skip locked) p
+    where j.version_id = p.version_id and j.source_id = p.source_id and j.raw_id = p.raw_id
     returning j.*)
-  insert into jobs select (jsonb_populate_record(null::jobs, to_jsonb(t) || jsonb_build_object('version_id', p_to))).* from taken t;
+  insert into jobs (version_id, source_id, raw_id, raw_id_to, n_rows, lane, rerun, quiet, run_at)
+  select p_to, t.source_id, r.id, r.id, 1, t.lane, coalesce(x.rerun + 1, 0), t.quiet, clock()
+  from taken t join raw_records r on r.source_id = t.source_id and r.id between t.raw_id and t.raw_id_to
+  left join lateral (select rerun from results x where x.version_id = p_to and x.raw_id = r.id order by x.rerun desc limit 1) x on true
+  where x.rerun is null or (not t.quiet and exists (select from effects e where e.version_id = p_to and e.raw_id = r.id and e.rerun = x.rerun and e.verdict = 'suppressed'
+                                                   and e.reason = 'shadow'));
   get diagnostics v_moved = row_count;
   return v_moved;
 end $$;

@@ -1,13 +1,16 @@
 -- The queue. Every function is one arrow of the picture in sql/README.md.
 
--- Where is ready work for these versions? lane -1: suspects. Skip scan, one index probe per source. Paused versions are left out.
-create or replace function tailrace.peek(p_versions int[]) returns table (version_id int, lane int, source_id int) language sql stable
+-- Where is ready work for these versions? lane -1: suspects. Skip scan, one index probe per source. Paused versions and the lane of paused
+-- replays are left out; `most`: so many records may be claimed within the budget of the replay.
+create or replace function tailrace.peek(p_versions int[]) returns table (version_id int, lane int, source_id int, most bigint) language sql stable
 set enable_seqscan = off set enable_bitmapscan = off as $$
   with active as (
-    select v from unnest(p_versions) v
+    select v, (select a.records from tailrace.affordable(array[v]) a) as most,
+           exists (select from tailrace.runs r where r.version_id = v and r.kind = 'replay' and r.state = 'paused') as held
+    from unnest(p_versions) v
     where not exists (select from tailrace.quotas q where q.name = 'version:' || v and q.breaker = 'open' and q.open_until > tailrace.clock()))
-  select a.v, l.lane, s.source_id
-  from active a cross join (values (0), (1), (2)) l(lane)
+  select a.v, l.lane, s.source_id, case when l.lane = 2 then a.most end
+  from active a join (values (0), (1), (2)) l(lane) on l.lane < 2 or not (a.held or coalesce(a.most, 1) = 0)
   cross join lateral (
     with recursive t(source_id) as (
       (select j.source_id from tailrace.jobs j where j.version_id = a.v and j.lane = l.lane and j.state = 'r'
@@ -19,13 +22,18 @@ set enable_seqscan = off set enable_bitmapscan = off as $$
       from t where t.source_id is not null)
     select t.source_id from t where t.source_id is not null limit 1000) s
   union all
-  select a.v, -1, 0 from active a
+  select a.v, -1, 0, null from active a
   where exists (select from tailrace.jobs j where j.version_id = a.v and j.state = 's')
+$$;
+
+-- Of which records of a slice the version speaks, as one number: 0 all, 1 none, 1000 + p buckets below p, 2000 + p buckets from p on.
+create or replace function tailrace.voice(p_quiet boolean, p_share smallint) returns int language sql immutable parallel safe as $$
+  select case when p_quiet then 1 when p_share is null then 0 when p_share > 0 then 1000 + p_share else 2000 - p_share end
 $$;
 
 -- ready -> claimed: some slices of each given source, in the given order of sources, from the given lower bounds (a hint: a wrong
 -- one delays, never loses). Returns the raw records of the claim; `job` is the header of a slice and stands on its first record:
--- source_id, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, quiet; only source_id for a single record at its first try.
+-- source_id, raw_id, raw_id_to, n_rows, lane, rerun, attempt, crashes, voice; only source_id for a single record at its first try.
 -- Times are in Postgres's binary form (microseconds since 2000): few processors ask for them, so few are decoded.
 create or replace function tailrace.claim_jobs(
   p_token uuid, p_worker text, p_version int, p_lane int, p_sources int[], p_lows bigint[], p_per_source int, p_limit int,
@@ -51,10 +59,10 @@ begin
         where j.version_id = p_version and j.lane = p_lane and j.source_id = l.source_id and j.state = 'r' and j.raw_id >= l.low
         order by j.raw_id limit p_per_source for update skip locked) j
       limit p_limit))
-    returning j.source_id, j.raw_id, j.raw_id_to, j.n_rows, j.lane, j.rerun, j.attempt, j.crashes, j.quiet, j.run_at, j.error)
+    returning j.source_id, j.raw_id, j.raw_id_to, j.n_rows, j.lane, j.rerun, j.attempt, j.crashes, j.quiet, j.share, j.run_at, j.error)
   select case when r.id <> m.raw_id then null
-              when m.n_rows = 1 and m.attempt = 0 and m.rerun = 0 and m.crashes = 0 and not m.quiet then array[m.source_id]
-              else array[m.source_id, m.raw_id, m.raw_id_to, m.n_rows, m.lane, m.rerun, m.attempt, m.crashes, m.quiet::int] end,
+              when m.n_rows = 1 and m.attempt = 0 and m.rerun = 0 and m.crashes = 0 and not m.quiet and m.share is null then array[m.source_id]
+              else array[m.source_id, m.raw_id, m.raw_id_to, m.n_rows, m.lane, m.rerun, m.attempt, m.crashes, tailrace.voice(m.quiet, m.share)] end,
          case when r.id = m.raw_id then timestamptz_send(m.run_at) end, case when r.id = m.raw_id then m.error end,
          r.id, r.external_id, r.revision, r.op, timestamptz_send(r.occurred_at), timestamptz_send(r.source_time),
          timestamptz_send(r.observed_at), r.payload, r.body, r.meta
@@ -79,7 +87,7 @@ begin
       select j.ctid from tailrace.jobs j where j.version_id = p_version and j.state = 's' order by j.raw_id limit 1 for update skip locked))
     returning j.*)
   select case when r.id = m.raw_id
-              then array[m.source_id, m.raw_id, m.raw_id_to, m.n_rows, m.lane, m.rerun, m.attempt, m.crashes, m.quiet::int] end,
+              then array[m.source_id, m.raw_id, m.raw_id_to, m.n_rows, m.lane, m.rerun, m.attempt, m.crashes, tailrace.voice(m.quiet, m.share)] end,
          case when r.id = m.raw_id then timestamptz_send(m.run_at) end, case when r.id = m.raw_id then m.error end,
          r.id, r.external_id, r.revision, r.op, timestamptz_send(r.occurred_at), timestamptz_send(r.source_time),
          timestamptz_send(r.observed_at), r.payload, r.body, r.meta
@@ -191,6 +199,9 @@ begin
     from unnest(v_ids, p_reruns, p_statuses, p_outputs, p_confidences, p_reviews, p_errors, p_metas, p_started)
       u(id, rerun, status, output, confidence, review, error, meta, started);
   end if;
+  if p_metas is not null and exists (select from tailrace.budgets where version_id = p_version) then
+    perform tailrace.pay(p_version, p_metas, cardinality(v_ids));
+  end if;
   if p_effects is not null then
     select * into released, suppressed from tailrace.decide_effects(p_version, p_mode, p_gates, p_effects);
   end if;
@@ -202,7 +213,7 @@ end $$;
 
 -- claimed -> delayed, or failed when the attempts are used up. The one place where an attempt is counted. After `max_attempts` quick
 -- tries come `retry_rounds` slow ones, `retry_after` apart; then the record waits for `tailrace retry`.
--- p_retries: [{source, raw, rerun, lane, quiet, attempt, crashes, counts, after, error, history}]
+-- p_retries: [{source, raw, rerun, lane, quiet, share, attempt, crashes, counts, after, error, history}]
 create or replace function tailrace.delay_or_bury(p_version int, p_retries jsonb) returns int language plpgsql as $$
 declare
   v_now timestamptz := tailrace.clock();
@@ -216,11 +227,11 @@ begin
   with r as (
     select x.*, x.attempt + x.counts::int as tries,
            coalesce(x.history, '[]') || jsonb_build_array(x.error || jsonb_build_object('at', v_now)) as errors
-    from jsonb_to_recordset(p_retries) x(source int, raw bigint, rerun smallint, lane smallint, quiet boolean, attempt int, crashes smallint,
+    from jsonb_to_recordset(p_retries) x(source int, raw bigint, rerun smallint, lane smallint, quiet boolean, share smallint, attempt int, crashes smallint,
                                          counts boolean, after float8, error jsonb, history jsonb)),
   later as (
-    insert into tailrace.jobs (version_id, source_id, raw_id, raw_id_to, n_rows, lane, rerun, quiet, state, attempt, crashes, run_at, error)
-    select p_version, source, raw, raw, 1, lane, rerun, quiet, 'd', tries, crashes,
+    insert into tailrace.jobs (version_id, source_id, raw_id, raw_id_to, n_rows, lane, rerun, quiet, share, state, attempt, crashes, run_at, error)
+    select p_version, source, raw, raw, 1, lane, rerun, quiet, share, 'd', tries, crashes,
            v_now + make_interval(secs => case
              when after is not null then after
              when tries >= v_max then v_slow
@@ -245,7 +256,8 @@ begin
   due := tailrace.promote_delayed(1000);
   moved := tailrace.move_leftovers();
   deliveries := tailrace.rescue_deliveries(p_limit);
-  select count(*) into runs from tailrace.runs r where r.state = 'active' or (r.state = 'paused' and r.resume_at <= tailrace.clock());
+  perform tailrace.watch_replays();
+  select count(*) into runs from tailrace.runs r where (r.state = 'active' and r.position < r.position_to) or (r.state = 'paused' and r.resume_at <= tailrace.clock());
   select coalesce(n_dead_tup, 0) into dead_rows from pg_stat_user_tables where relid = 'tailrace.jobs'::regclass and n_dead_tup > greatest(10000, 5 * n_live_tup);
   dead_rows := coalesce(dead_rows, 0);
   return next;
@@ -284,8 +296,8 @@ end $$;
 
 create or replace function tailrace.put_back_suspect(p_job tailrace.jobs, p_now timestamptz) returns void language sql
 set enable_seqscan = off as $$
-  insert into tailrace.jobs (version_id, source_id, raw_id, raw_id_to, n_rows, lane, rerun, quiet, state, attempt, crashes, run_at, error)
-  select p_job.version_id, p_job.source_id, min(r.id), max(r.id), count(*)::int, p_job.lane, p_job.rerun, p_job.quiet,
+  insert into tailrace.jobs (version_id, source_id, raw_id, raw_id_to, n_rows, lane, rerun, quiet, share, state, attempt, crashes, run_at, error)
+  select p_job.version_id, p_job.source_id, min(r.id), max(r.id), count(*)::int, p_job.lane, p_job.rerun, p_job.quiet, p_job.share,
          case when p_job.n_rows = 1 and p_job.crashes > 0 then 'd' else 's' end::"char", p_job.attempt,
          case when p_job.n_rows = 1 then p_job.crashes + 1 else greatest(p_job.crashes, 1) end,
          case when p_job.n_rows = 1 and p_job.crashes > 0 then p_now + make_interval(secs => 2 ^ p_job.crashes) else p_job.run_at end, p_job.error
@@ -308,8 +320,8 @@ begin
   return v_due;
 end $$;
 
--- What a retired version left behind (its worker was killed, its retries were due later) goes to its successor, once no worker that
--- can run the old version has shown itself for two minutes.
+-- What a retired version has left: work that never ran goes to its successor at once, some slices a round; work that has run goes too once no
+-- worker that can run the old version has shown itself for two minutes.
 create or replace function tailrace.move_leftovers() returns int language plpgsql
 security definer set search_path = tailrace, pg_temp as $$
 declare
@@ -317,12 +329,15 @@ declare
   v_moved int := 0;
 begin
   for v_old in
-    select v.id, p.live_version_id from versions v join pipelines p on p.id = v.pipeline_id
-    where v.state = 'retired' and p.live_version_id is not null
-      and exists (select from jobs j where j.version_id = v.id and j.state <> 'c' and j.rerun = 0)
-      and not exists (select from workers w where v.id = any (w.versions) and w.seen_at > clock() - interval '2 minutes')
+    select v.id, v.slice_size, p.live_version_id,
+           not exists (select from workers w where v.id = any (w.versions) and w.seen_at > clock() - interval '2 minutes') as alone
+    from versions v join pipelines p on p.id = v.pipeline_id
+    where v.state = 'retired' and p.live_version_id is not null and exists (select from jobs j where j.version_id = v.id and j.state <> 'c' and j.rerun = 0)
   loop
-    v_moved := v_moved + move_open_work(v_old.id, v_old.live_version_id, true);
+    v_moved := v_moved + move_open_work(v_old.id, v_old.live_version_id, v_old.alone, greatest(1, 20000 / v_old.slice_size));
+    if v_old.alone then
+      v_moved := v_moved + hand_over(v_old.id, v_old.live_version_id, greatest(1, 5000 / v_old.slice_size));
+    end if;
   end loop;
   return v_moved;
 end $$;
@@ -339,13 +354,14 @@ create or replace function tailrace.open_work(p_versions int[])
 returns table (due bigint, held bigint, later bigint, runs bigint, next_seconds double precision) language sql stable as $$
   with work as (
     select j.state, j.n_rows, case when p.open_until > tailrace.clock() then greatest(p.open_until, j.run_at) else j.run_at end as run_at,
-           j.state <> 'c' and (p.open_until > tailrace.clock() or (j.state = 'd' and j.run_at > tailrace.clock())) as waits
+           j.state <> 'c' and (p.open_until > tailrace.clock() or (j.state = 'd' and j.run_at > tailrace.clock()) or (j.lane = 2 and h.id is not null)) as waits
     from tailrace.jobs j left join tailrace.quotas p on p.name = 'version:' || j.version_id and p.breaker = 'open'
+    left join lateral (select r.id from tailrace.runs r where r.version_id = j.version_id and r.kind = 'replay' and r.state = 'paused' limit 1) h on true
     where j.version_id = any (p_versions))
   select coalesce(sum(n_rows) filter (where state <> 'c' and waits is not true), 0),
          coalesce(sum(n_rows) filter (where state = 'c'), 0),
          coalesce(sum(n_rows) filter (where waits), 0),
-         (select count(*) from tailrace.runs r where r.version_id = any (p_versions) and r.state = 'active'),
+         (select count(*) from tailrace.runs r where r.version_id = any (p_versions) and r.state = 'active' and r.position < r.position_to),
          extract(epoch from min(run_at) filter (where waits) - tailrace.clock())::float8
   from work
 $$;

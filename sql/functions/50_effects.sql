@@ -1,7 +1,9 @@
 -- The gate and what passes it.
 
 -- What a version wants becomes an effect with a verdict; what is released becomes a delivery in the same statement.
--- p_gates: the open gates of this process, {kind: {policy, max_age, hold}}. p_effects: [{raw, rerun, lane, quiet, kind, key, target, body, occurred}]
+-- p_gates: the open gates of this process, {kind: {policy, max_age, hold}}.
+-- p_effects: [{raw, rerun, lane, quiet, shared, kind, key, target, body, occurred}]; quiet: the version does not speak for this record; shared: it does
+-- as one of two (a canary, or live beside one). A retired version still speaks for what came while it was live.
 -- A key longer than an index can hold becomes its digest.
 create or replace function tailrace.decide_effects(p_version int, p_mode text, p_gates jsonb, p_effects jsonb)
 returns table (released int, suppressed int) language plpgsql
@@ -9,22 +11,22 @@ set enable_hashjoin = on as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := tailrace.clock();
-  v_live boolean := (select state = 'live' from tailrace.versions where id = p_version);
+  v_state text := (select state from tailrace.versions where id = p_version);
 begin
   with wanted as (
-    select x.raw, x.rerun, x.quiet, x.kind, coalesce(x.target, '') as target, x.occurred, p_gates -> x.kind as gate,
+    select x.raw, x.rerun, x.quiet, x.lane, coalesce(x.shared, false) as shared, x.kind, coalesce(x.target, '') as target, x.occurred, p_gates -> x.kind as gate,
            case when octet_length(x.key) > 1000 then 'sha256:' || encode(sha256(convert_to(x.key, 'UTF8')), 'hex') else x.key end as key,
            coalesce(x.body, 'null') as body, sha256(convert_to(coalesce(x.body, 'null')::text, 'UTF8')) as body_hash,
            nextval(pg_get_serial_sequence('tailrace.effects', 'id')) as id
-    from jsonb_to_recordset(p_effects) x(raw bigint, rerun smallint, quiet boolean, kind text, key text, target text,
+    from jsonb_to_recordset(p_effects) x(raw bigint, rerun smallint, lane int, quiet boolean, shared boolean, kind text, key text, target text,
                                          body jsonb, occurred timestamptz)),
   judged as (
     select w.*, make_interval(secs => (w.gate ->> 'max_age')::float8) as max_age,
       make_interval(secs => coalesce((w.gate ->> 'hold')::float8, 0)) as hold,
       case
         when p_mode = 'drain' then 'drain'
-        when not v_live then 'shadow'
-        when w.quiet then 'replay'
+        when w.quiet and w.lane = 2 then 'replay'
+        when w.quiet or not (v_state = 'live' or w.shared or (v_state = 'retired' and w.rerun = 0)) then 'shadow'
         when w.gate is null then 'gate closed'
         when w.occurred < v_now - make_interval(secs => (w.gate ->> 'max_age')::float8) then 'stale' end as refused
     from wanted w),

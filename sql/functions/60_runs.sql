@@ -31,7 +31,7 @@ begin
   select * into v_run from runs r where r.id = p_run for update skip locked;
   if not found then return; end if;
   if v_run.state = 'paused' and v_run.resume_at <= clock() then v_run.state := 'active'; end if;
-  if v_run.state = 'active' then
+  if v_run.state = 'active' and (v_run.position < v_run.position_to or not coalesce((v_run.spec ->> 'watch')::boolean, false)) then
     perform pg_advisory_xact_lock(7412, v_run.version_id);
     select slice_size into v_size from versions where id = v_run.version_id;
     select array_agg(s.id) into v_sources from sources s, versions v
@@ -44,7 +44,8 @@ begin
     v_run.skipped := v_run.skipped + v_seen - v_records;
     v_run.position := v_to;
     if v_to >= v_run.position_to or v_records >= v_left then
-      v_run.state := 'done';
+      v_run.position := v_run.position_to;
+      v_run.state := case when (v_run.spec ->> 'watch')::boolean then 'active' else 'done' end;  -- a replay is done when its work is: watch_replays
     end if;
     update runs r set state = v_run.state, position = v_run.position, records = v_run.records, skipped = v_run.skipped, updated_at = clock(),
       finished_at = case when v_run.state = 'done' then clock() end, reason = null, resume_at = null where r.id = p_run;

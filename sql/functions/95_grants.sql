@@ -21,4 +21,5 @@ grant insert on tailrace.effects, tailrace.delivery_attempts, tailrace.reviews t
 grant insert, update on tailrace.deliveries, tailrace.quotas, tailrace.runs, tailrace.sources, tailrace.workers to tailrace_operator;
 grant update, delete on tailrace.jobs to tailrace_operator;
 grant insert on tailrace.jobs to tailrace_operator;
+grant delete on tailrace.budgets to tailrace_operator;
 grant usage on all sequences in schema tailrace to tailrace_worker, tailrace_operator, tailrace_collector;

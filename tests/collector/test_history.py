@@ -248,3 +248,26 @@ async def test_the_time_allowed_also_ends_a_pause(backfill):
     (report,) = await backfill(max_minutes=0.005)
     assert not report.finished
     assert (await backfill.state())["state"] == "paused"
+
+
+async def test_after_a_limit_the_source_is_free_again_and_one_failure_is_only_one(backfill, pool):
+    Booked.answers = [None, Limited("api", 0.2, "flood"), None, RuntimeError("once")]
+    (report,) = await asyncio.wait_for(backfill(chunk_size=100), 30)
+    assert (report.appended, report.finished) == (500, True)
+    assert {tuple(r) for r in await pool.fetch("select breaker, failures from tailrace.quotas where name not like 'lease:%'")} == {("closed", 0)}
+
+
+async def test_what_another_holds_is_not_called(backfill, pool, eventually):
+    await pool.execute("select tailrace.hold_calls(array['api'], 1, 'a flood that the tail met')")
+    running = asyncio.create_task(backfill())
+    await eventually(lambda: pool.fetchval("select 1 from tailrace.runs where reason = 'it is held at present'"))
+    assert Booked.made["booked:a"].sizes == []
+    (report,) = await asyncio.wait_for(running, 30)
+    assert report.appended == 500
+
+
+async def test_what_waits_for_a_person_is_not_called(backfill, pool):
+    await pool.execute("select tailrace.hold_calls(array['source:booked:a'], null, 'no permission')")
+    (report,) = await backfill()
+    assert (report.error, report.finished) == ("it waits for a person: `tailrace sources retry booked:a`", False)
+    assert Booked.made["booked:a"].sizes == []

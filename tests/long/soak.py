@@ -159,8 +159,7 @@ def quiet(session: psycopg.Connection[Any], processes: list[Process], folder: Pa
         never.wait(1.0)
     for process in processes:
         process.end()
-    session.execute("alter system set log_statement = 'all'")
-    session.execute("select pg_reload_conf()")
+    session.execute("alter role all set log_statement = 'all'")
     found = {}
     for name, command in (("collector", ("collector", "live")), ("worker", ("worker",))):
         alone = Process(folder, env, *command, name=f"idle-{name}")

@@ -49,7 +49,7 @@ def register(pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     async def register(function: Any, version: str = "1", pipeline: str = "p", **how: Any) -> registry.Runnable:
         spec = {k: how.pop(k) for k in list(how) if k in PipelineSpec.model_fields and k not in ("slice_size", "concurrency", "deadline")}
         found = Processor("f", function, version, **how)
-        return await registry._register(pool, pipeline, PipelineSpec(processor="f", **spec), found, None, "test")
+        return await registry.register_one(pool, pipeline, PipelineSpec(processor="f", **spec), found, None, "test")
 
     return register
 

@@ -47,7 +47,7 @@ async def shadow(pool, live):
 async def test_each_reason_goes_before_the_next(pool, shadow, decide, verdicts):
     await decide(mode="drain", version=shadow, quiet=True, gates={}, occurred=OLD)
     await decide(version=shadow, quiet=True, gates={}, occurred=OLD)
-    await decide(quiet=True, gates={}, occurred=OLD)
+    await decide(quiet=True, lane=2, gates={}, occurred=OLD)
     await decide(gates={}, occurred=OLD)
     await decide(gates=AGED, occurred=OLD)
     await decide(gates=AGED)
@@ -71,7 +71,7 @@ async def test_a_key_twice_in_one_call_is_released_once(live, decide, verdicts):
 
 async def test_a_refused_twin_in_the_same_call_takes_nothing_from_the_other(live, decide, verdicts, states):
     await decide({"occurred": OLD}, {"raw": 2}, gates=AGED)
-    await decide({"quiet": True, "key": "b"}, {"raw": 2, "key": "b"})
+    await decide({"quiet": True, "lane": 2, "key": "b"}, {"raw": 2, "key": "b"})
     assert await verdicts() == ["stale", "released", "replay", "released"]
     assert await states() == {"a": "pending", "b": "pending"}
 

@@ -103,7 +103,7 @@ class EffectSpec(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     open: bool = Field(False, description="the gate; set it by TAILRACE_EFFECTS__KIND=1")
-    sink: str = Field(description="jsonl, webhook or telegram")
+    sink: str = Field(description="jsonl, webhook, telegram or github_issue")
     policy: Literal["never_twice", "never_lost"] | None = Field(
         None, description="who decides when an outcome cannot be known; default: what the sink can"
     )

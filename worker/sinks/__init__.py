@@ -15,7 +15,7 @@ from worker.core.settings import Settings
 from worker.core.specs import EffectSpec
 
 Policy = Literal["idempotent", "never_twice", "never_lost"]
-BOXED = ("jsonl", "webhook", "telegram")
+BOXED = ("jsonl", "webhook", "telegram", "github_issue")
 
 
 class Sink(Protocol):

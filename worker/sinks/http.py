@@ -82,11 +82,14 @@ class Receiver:
         self.close = self._client.aclose
 
     async def post(
-        self, url: str, content: bytes, headers: dict[str, str], policy: str, read: Callable[[Answer, Receipt], Receipt]
+        self, url: str, content: bytes, headers: dict[str, str], policy: str, read: Callable[[Answer, Receipt], Receipt],
+        method: str = "POST", most: int = _MOST,
     ) -> Receipt:  # fmt: skip
-        """One POST. `read` corrects the usual receipt by what the answer says. An ambiguous failure is `uncertain` under never_twice."""
+        """One POST. `read` corrects the usual receipt by what the answer says. An ambiguous failure is `uncertain` under never_twice.
+        Another `method` may be one that does no harm twice: then its policy is `idempotent`. `most` bytes of the answer are looked at.
+        """
         try:
-            answer = await self._ask(url, content, headers)
+            answer = await self._ask(method, url, content, headers, most)
         except _SURELY_NOT as error:
             return Receipt("retry", detail=f"no connection to {self._shown}: {type(error).__name__}")
         except (httpx.InvalidURL, httpx.LocalProtocolError, UnicodeError) as error:
@@ -95,17 +98,17 @@ class Receiver:
             return Receipt(ambiguous(policy), detail=f"no answer from {self._shown}: {type(error).__name__}")
         return read(answer, self._usual(answer, policy))
 
-    async def _ask(self, url: str, content: bytes, headers: dict[str, str]) -> Answer:
-        body = b""
-        async with self._client.stream("POST", url, content=content, headers=headers) as response:
+    async def _ask(self, method: str, url: str, content: bytes, headers: dict[str, str], most: int) -> Answer:
+        body = bytearray()
+        async with self._client.stream(method, url, content=content, headers=headers) as response:
             try:
                 async for part in response.aiter_bytes():
-                    body += part[: _MOST - len(body)]
-                    if len(body) == _MOST:
+                    body += part[: most - len(body)]
+                    if len(body) == most:
                         break
             except httpx.HTTPError:
-                return Answer(response.status_code, response.headers, body)
-        return Answer(response.status_code, response.headers, body)
+                return Answer(response.status_code, response.headers, bytes(body))
+        return Answer(response.status_code, response.headers, bytes(body))
 
     def _usual(self, answer: Answer, policy: str) -> Receipt:
         if httpx.codes.is_success(answer.status):

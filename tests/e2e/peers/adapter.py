@@ -40,7 +40,7 @@ async def noop(record, _ctx):
 
 
 async def version(pool):
-    return await registry._register(pool, "bench", PipelineSpec(processor="noop"), Processor("noop", noop, "1", SLICE), None, "bench")
+    return await registry.register_one(pool, "bench", PipelineSpec(processor="noop"), Processor("noop", noop, "1", SLICE), None, "bench")
 
 
 async def source(pool):
