@@ -15,7 +15,7 @@ import asyncpg
 from collector.backfiller import Backfill
 from collector.history import Report
 from collector.raw import ROLE, register
-from collector.sources import Source
+from collector.sources import Closing, Source
 from collector.sources.building import build
 from collector.targets import judge
 from worker.core import db, options, service
@@ -60,6 +60,8 @@ async def _all(
             chosen, why = (True, "it was named") if given.source else await judge(source, pool, settings.collector)
             if not chosen:
                 print(f"{source.name} is left out: {why}", file=sys.stderr)
+                if isinstance(source, Closing):
+                    await source.aclose()
                 reports.append(Report(source.name, finished=True, why=f"left out: {why}"))
                 return
             run.allowed.sharers += 1

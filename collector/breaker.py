@@ -72,18 +72,21 @@ class Breaker:
             await rest_or_wake(LOOK if seconds is None else min(seconds, LOOK), stop)
         return False
 
-    async def worked(self, page: Page) -> None:
-        """An answer came. Raises nothing where a budget is spent: the next `wait` says so."""
+    async def worked(self, page: Page) -> bool:
+        """An answer came. False where a budget is spent now: whoever goes on reading spends more than there is; the next `wait` says how long."""
         if page.quotas:
             self.names |= {q.name for q in page.quotas}
             told = [{"name": q.name, "remaining": q.remaining, "limit_n": q.limit, "resets_at": q.resets_at} for q in page.quotas]
             await self._pool.execute("select tailrace.note_quotas($1)", orjson.dumps(told).decode())
         if met := self.names & await self._all.noted():
             await self._pool.execute("select tailrace.call_worked($1)", sorted(met))
+        left = True
         for cost in page.spent:
             self.names.add(cost.name)
             if not await self._pool.fetchval("select tailrace.spend($1, $2, $3, $4)", cost.name, cost.amount, cost.most, cost.resets_at):
                 self._all.note(cost.name)
+                left = False
+        return left
 
     async def failed(self, error: Exception) -> float:
         """Writes down what happened; returns seconds until it makes sense to ask again."""

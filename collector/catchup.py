@@ -12,7 +12,7 @@ import asyncpg
 
 from collector.breaker import LOOK, Breaker, Breakers, Patiently
 from collector.raw import Appender, positions
-from collector.sources import Healing, ahead
+from collector.sources import Healing, Page, ahead
 from collector.turns import Turns
 from worker.core import service
 from worker.core.crashpoint import crashpoint
@@ -101,9 +101,9 @@ class CatchUp:
                 )
                 crashpoint("after-heal-before-next")
                 appended, seen = appended + row["appended"], seen + len(page.records)
-                await self._patiently(breaker.worked, page)
-                if self._stop.is_set():
+                if not await self._patiently(breaker.worked, page) or self._stop.is_set():
                     return
+        await self._patiently(breaker.worked, Page([]))  # a pass that found nothing may have been the one probe
         if appended:
             emit("source.healed", source=self._name, appended=appended, seen=seen, seconds=round(time.monotonic() - begun, 2))
 

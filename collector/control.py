@@ -27,6 +27,7 @@ class Decision:
 
     size: int
     because: str
+    limit: str | None = None  # the tightest one: what `remaining` and `units_per_record` are of
     remaining: float | None = None
     units_per_record: float | None = None
     last_seconds: float | None = None
@@ -47,16 +48,16 @@ def decide(recent: Sequence[dict[str, Any]], quotas: Sequence[dict[str, Any]], b
     seconds = last["seconds"] if last else None
     tightest = min((q for q in quotas if q["limit"]), key=lambda q: q["remaining"] / q["limit"], default=None)
     if tightest is None:
-        return Decision(_clamped(size, bounds), because, None, None, seconds, errors)
+        return Decision(_clamped(size, bounds), because, None, None, None, seconds, errors)
     cost = _cost(recent, tightest)
     left = tightest["remaining"] - RESERVE * tightest["limit"]
     if left < cost * bounds.floor and (tightest["resets_in"] or 0) > 0:
         why = f"{tightest['name']}: {tightest['remaining']:g} of {tightest['limit']:g} left, the rest is for the tail"
-        return Decision(bounds.floor, why, tightest["remaining"], cost, seconds, errors, tightest["resets_in"])
+        return Decision(bounds.floor, why, tightest["name"], tightest["remaining"], cost, seconds, errors, tightest["resets_in"])
     affordable = int(left / cost / max(sharers, 1)) if cost else size
     if affordable < size:
         size, because = affordable, f"what {tightest['name']} allows until it begins anew"
-    return Decision(_clamped(size, bounds), because, tightest["remaining"], cost, seconds, errors)
+    return Decision(_clamped(size, bounds), because, tightest["name"], tightest["remaining"], cost, seconds, errors)
 
 
 def _by_history(recent: Sequence[dict[str, Any]], bounds: Bounds) -> tuple[int, str]:
@@ -75,7 +76,7 @@ def _by_history(recent: Sequence[dict[str, Any]], bounds: Bounds) -> tuple[int, 
 
 def _cost(recent: Sequence[dict[str, Any]], quota: dict[str, Any]) -> float:
     """Units of the limit for one record, as the last chunks spent it; others may have spent from it too, which errs on the safe side."""
-    seen = [c["decision"].get("remaining") for c in recent] + [quota["remaining"]]
+    seen = [c["decision"].get("remaining") if c["decision"].get("limit") == quota["name"] else None for c in recent] + [quota["remaining"]]
     costs = [
         (before - after) / chunk["records"]
         for chunk, before, after in zip(recent, seen, seen[1:], strict=False)

@@ -108,19 +108,22 @@ class Reader:
                 await service.rest_or_wake(pause, self.stop)
 
     async def _pass(self, breaker: Breaker) -> None:
-        """A tail until it is stopped, or one poll to its end."""
+        """A tail until it is stopped, or one poll to its end; either to where its budget is spent."""
         async with aclosing(self._pages()) as pages:
             async for page in pages:
-                await self._worked(breaker, page)
+                if not await self._worked(breaker, page):
+                    self._at = None
+                    return
         if self._polled and not self.stop.is_set():
             await self._worked(breaker, Page([]))
             self._looked = self.source.caught_up = True
 
-    async def _worked(self, breaker: Breaker, page: Page) -> None:
-        await self._patiently(breaker.worked, page)
+    async def _worked(self, breaker: Breaker, page: Page) -> bool:
+        left: bool = await self._patiently(breaker.worked, page)
         if self._failing:
             emit("source.recovered", source=self.source.name)
         self._failing = False
+        return left
 
     async def _turn(self) -> bool:
         """Waits until it is time for a poll, and ours; False when asked to stop."""

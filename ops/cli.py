@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ops import config, doctor, effects, explain, init, plan, replay, sources, status, up, verify, work
+from ops import config, doctor, effects, explain, init, plan, promote, prune, replay, sources, status, up, verify, work
 from ops.migrate import migrate
 from ops.table import as_json
 from worker.core import options
@@ -47,8 +47,7 @@ def parse(argv: Sequence[str]) -> Any:
     made.add_argument("--all", action="store_true", help="all pipelines")
     made = command("stale", "claims past their lease", changes=True)
     made.add_argument("action", nargs="?", default="report", choices=("report", "reset"))
-    for name, text in (("plan", "what a replay of a version would do, take and cost"), ("replay", "work on the history as another version")):
-        _replaying(command(name, text, changes=name == "replay"), name)
+    _versions(command)
     _effects(command("effects", "what versions wanted to send, what the gate said, what the world got", prints=False))
     made = command("explain", "one raw record, from its revisions to its deliveries")
     made.add_argument("raw_id", type=int, metavar="RAW_ID")
@@ -56,6 +55,21 @@ def parse(argv: Sequence[str]) -> Any:
     command("doctor", "what is wrong or soon will be; exit code 1 if anything fails")
     command("verify", "the invariants, each as one query; exit code 1 if any is broken")
     return parser.parse_args(argv)
+
+
+def _versions(command: Callable[..., options.Parser]) -> None:
+    for name, text in (("plan", "what a replay of a version would do, take and cost"), ("replay", "work on the history as another version")):
+        _replaying(command(name, text, changes=name == "replay"), name)
+    made = command("promote", "make a version live, or a canary, if the gate lets it; exit 0 done, 1 no, 2 not enough evidence", changes=True)
+    made.add_argument("pipeline", metavar="PIPELINE")
+    made.add_argument("version", metavar="VERSION")
+    made.add_argument("--percent", type=options.percent, metavar="N", help="it speaks for so many percent of the records only; 0 ends a canary")
+    made.add_argument("--force", action="store_true", help="whatever the gate says; it is written down")
+    made = command("rollback", "make the version live again that was live before", changes=True)
+    made.add_argument("pipeline", nargs="?", metavar="PIPELINE")
+    made.add_argument("--to", metavar="VERSION", help="another one than the one before")
+    made = command("prune", "drop results of retired versions that nobody needs any more", changes=True)
+    made.add_argument("--pipeline", metavar="P")
 
 
 def _replaying(made: options.Parser, name: str) -> None:
@@ -115,6 +129,9 @@ def _main(given: Any) -> int:
         "runs": lambda: work.runs(settings, given.action, given.id, json=given.json, dry_run=given.dry_run),
         "retry": lambda: work.retry(settings, given.pipeline, given.raw_id, every=given.all, json=given.json, dry_run=given.dry_run),
         "stale": lambda: work.stale(settings, given.action, json=given.json, dry_run=given.dry_run),
+        "promote": lambda: promote.promote(settings, given),
+        "rollback": lambda: promote.rollback(settings, given),
+        "prune": lambda: prune.prune(settings, given.pipeline, json=given.json, dry_run=given.dry_run),
         "plan": lambda: plan.plan(settings, loaded, given, parse_window(given.since, given.until)),
         "replay": lambda: replay.replay(settings, loaded, given, parse_window(given.since, given.until)),
         "effects": lambda: _on_effects(settings, given),

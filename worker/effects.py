@@ -50,7 +50,7 @@ class Effects:
         return [
             Claimed(
                 token,
-                Delivery(r["key"], kind, r["target"], orjson.loads(r["body"]), r["attempt"], r["policy"], r["source"], r["external_id"]),
+                Delivery(r["key"], kind, r["target"], orjson.loads(r["body"]), r["attempt"], r["policy"], r["source"], r["external_id"], r["edits"]),
                 since,
             )
             for r in rows

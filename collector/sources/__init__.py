@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -165,17 +165,17 @@ class Served(Protocol):
 
 
 async def ahead(pages: AsyncGenerator[Page, None]) -> AsyncGenerator[Page, None]:
-    """The same pages; the next one is made while the one before is being stored."""
+    """The same pages; the next one is made while the one before is being stored. What costs is not asked for before the last cost is booked."""
+    coming: asyncio.Future[Page | None] | None = None
     async with aclosing(pages):
-        coming = asyncio.ensure_future(anext(pages, None))
         try:
-            while (page := await coming) is not None:
-                coming = asyncio.ensure_future(anext(pages, None))
+            while (page := await (coming or anext(pages, None))) is not None:
+                coming = None if page.spent else asyncio.ensure_future(anext(pages, None))
                 yield page
         finally:
-            coming.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await coming
+            if coming is not None:
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,9 @@ begin
     elsif p_promote = 'shadow' then
       update versions set state = 'shadow', quiet = true where id = v_version.id;
     end if;
+  elsif v_version.pruned_at is not null then  -- whoever runs it again begins with no results
+    execute format('create table if not exists results_v%s partition of results for values in (%s)', v_version.id, v_version.id);
+    update versions set pruned_at = null where id = v_version.id;
   elsif v_version.wants <> p_wants or v_version.slice_size <> p_slice_size or (v_version.state = 'candidate' and p_promote = 'shadow') then
     perform pg_advisory_xact_lock(7411, 0);
     update versions v set wants = p_wants, slice_size = p_slice_size,

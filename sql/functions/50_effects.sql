@@ -1,7 +1,8 @@
 -- The gate and what passes it.
 
 -- What a version wants becomes an effect with a verdict; what is released becomes a delivery in the same statement.
--- p_gates: the open gates of this process, {kind: {policy, max_age, hold}}.
+-- p_gates: the open gates of this process, {kind: {policy, max_age, hold, on_change}}; on_change = edit: what was sent with another body is changed
+-- at the receiver, by a delivery of its own (its key is the other's and the body's).
 -- p_effects: [{raw, rerun, lane, quiet, shared, kind, key, target, body, occurred}]; quiet: the version does not speak for this record; shared: it does
 -- as one of two (a canary, or live beside one). A retired version still speaks for what came while it was live.
 -- A key longer than an index can hold becomes its digest.
@@ -33,6 +34,16 @@ begin
   ranked as (
     select j.*, row_number() over same as nth, first_value(j.body_hash) over same as first_hash
     from judged j window same as (partition by j.key, j.refused is null order by j.raw, j.rerun, j.id)),
+  edited as (
+    insert into tailrace.deliveries (key, effect_id, kind, target, policy, next_at, expires_at, created_at, updated_at, edits)
+    select r.key || '~' || left(encode(r.body_hash, 'hex'), 16), r.id, r.kind, d.target, r.gate ->> 'policy', v_now + r.hold,
+           v_now + r.hold + coalesce(r.max_age, interval '3 days'), v_now, v_now, r.key
+    from ranked r join tailrace.deliveries d on d.key = r.key and d.state = 'sent' and d.remote_id is not null
+    join tailrace.effects e on e.id = coalesce((select o.effect_id from tailrace.deliveries o where o.edits = r.key order by o.created_at desc limit 1), d.effect_id)
+      and e.body_hash <> r.body_hash
+    where r.refused is null and r.nth = 1 and r.gate ->> 'on_change' = 'edit' order by r.key
+    on conflict (key) do nothing
+    returning key, effect_id),
   sent as (
     insert into tailrace.deliveries (key, effect_id, kind, target, policy, next_at, expires_at, created_at, updated_at)
     select key, id, kind, target, gate ->> 'policy', v_now + hold,
@@ -44,14 +55,14 @@ begin
     insert into tailrace.effects (id, version_id, raw_id, rerun, kind, key, target, body, body_hash, verdict, reason, created_at)
     overriding system value
     select r.id, p_version, r.raw, r.rerun, r.kind, r.key, r.target, r.body, r.body_hash,
-           case when s.effect_id = r.id then 'released' else 'suppressed' end,
-           case when s.effect_id = r.id then null
+           case when s.effect_id = r.id or c.effect_id is not null then 'released' else 'suppressed' end,
+           case when s.effect_id = r.id or c.effect_id is not null then null
              when r.refused is not null then r.refused
              when case when s.key is not null then r.body_hash <> r.first_hash
                else exists (select from tailrace.deliveries d join tailrace.effects e on e.id = d.effect_id
                             where d.key = r.key and e.body_hash <> r.body_hash) end then 'changed'
              else 'duplicate' end, v_now
-    from ranked r left join sent s on s.key = r.key
+    from ranked r left join sent s on s.key = r.key left join edited c on c.effect_id = r.id
     returning verdict)
   select count(*) filter (where verdict = 'released'), count(*) filter (where verdict = 'suppressed') into released, suppressed from stored;
   return next;
@@ -61,7 +72,7 @@ end $$;
 -- together (the count of the running second is kept in quotas). No rate: null.
 create or replace function tailrace.claim_deliveries(
   p_token uuid, p_worker text, p_kind text, p_limit int, p_rate double precision, p_lease double precision)
-returns table (key text, target text, body jsonb, attempt int, policy text, effect_id bigint, raw_id bigint, source text, external_id text)
+returns table (key text, target text, body jsonb, attempt int, policy text, effect_id bigint, raw_id bigint, source text, external_id text, edits text)
 language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
@@ -87,12 +98,13 @@ begin
     update tailrace.deliveries d set state = 'sending', token = p_token, attempts = d.attempts + 1,
       lease_until = v_now + make_interval(secs => p_lease), updated_at = v_now
     from pick p where d.key = p.key
-    returning d.key, d.target, d.attempts, d.policy, d.effect_id),
+    returning d.key, d.target, d.attempts, d.policy, d.effect_id, d.edits),
   noted as (
     insert into tailrace.delivery_attempts (key, attempt, event, at, actor) select m.key, m.attempts, 'claimed', v_now, p_worker from mine m)
-  select m.key, m.target, e.body, m.attempts, m.policy, m.effect_id, e.raw_id, s.name, r.external_id
+  select m.key, m.target, e.body, m.attempts, m.policy, m.effect_id, e.raw_id, coalesce(s.name, ''), coalesce(r.external_id, ''), o.remote_id
   from mine m join tailrace.effects e on e.id = m.effect_id
-  join tailrace.raw_records r on r.id = e.raw_id join tailrace.sources s on s.id = r.source_id;
+  left join tailrace.raw_records r on r.id = e.raw_id left join tailrace.sources s on s.id = r.source_id
+  left join tailrace.deliveries o on o.key = m.edits;
   get diagnostics v_claimed = row_count;
   if p_rate is not null then
     update tailrace.quotas set remaining = v_tokens - v_claimed, limit_n = p_rate, updated_at = v_now where name = 'rate:' || p_kind;

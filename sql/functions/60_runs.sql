@@ -2,15 +2,15 @@
 
 -- Opens a run. Waits for pages that are being written (each takes milliseconds), so that everything below the run's end is committed
 -- and gets its slices from this run, everything above from append_staged.
--- p_spec: {lane, quiet, sources: [ids], since, until, max_records, failed, force, raw_ids}
+-- p_spec: {lane, quiet, sources: [ids], since, until, max_records, failed, force, raw_ids, from: only raw ids above, watch: done when its work is}
 create or replace function tailrace.open_run(p_kind text, p_version int, p_spec jsonb) returns bigint language plpgsql
 security definer set search_path = tailrace, pg_temp as $$
 declare v_run bigint;
 begin
   perform durable();
   perform pg_advisory_xact_lock(7411, 0);
-  insert into runs (kind, version_id, spec, position_to)
-  values (p_kind, p_version, p_spec, coalesce((select max(id) from raw_records), 0)) returning id into v_run;
+  insert into runs (kind, version_id, spec, position, position_to)
+  values (p_kind, p_version, p_spec, coalesce((p_spec ->> 'from')::bigint, 0), coalesce((select max(id) from raw_records), 0)) returning id into v_run;
   return v_run;
 end $$;
 

@@ -28,16 +28,22 @@ where not exists (select from tailrace.results n where n.version_id = x.version_
     select from (select j.raw_id_to from tailrace.jobs j where j.version_id = x.version_id and j.source_id = r.source_id and j.raw_id <= x.raw_id
                  order by j.raw_id desc limit 1) o where o.raw_id_to >= x.raw_id);
 
--- The newest decision of a person, else what the live version says.
+-- The newest decision of a person, else what the version says that speaks for the record: the live one, or a canary for its buckets.
 create or replace view tailrace.effective_results as
 select r.id as raw_id, p.id as pipeline_id, p.name as pipeline, x.version_id, x.status,
        case when d.decision = 'edit' then d.value else x.output end as output,
        x.confidence, x.needs_review, d.decision, d.reviewer, d.at as decided_at
 from tailrace.pipelines p
-join tailrace.current_results x on x.version_id = p.live_version_id
+join tailrace.versions v on v.pipeline_id = p.id and (v.id = p.live_version_id or v.share > 0)
+join tailrace.current_results x on x.version_id = v.id
 join tailrace.raw_records r on r.id = x.raw_id
 left join lateral (select * from tailrace.reviews w where w.pipeline_id = p.id and w.raw_id = r.id order by w.id desc limit 1) d0 on true
-left join lateral (select d0.* where d0.decision <> 'undo') d on true;
+left join lateral (select d0.* where d0.decision <> 'undo') d on true
+where v.share is null
+   or (v.share > 0 and (select tailrace.bucket(s.name, r.external_id) from tailrace.sources s where s.id = r.source_id) < v.share)
+   or (v.share < 0 and ((select tailrace.bucket(s.name, r.external_id) from tailrace.sources s where s.id = r.source_id) >= -v.share
+                        or not exists (select from tailrace.versions c join tailrace.results y on y.version_id = c.id and y.raw_id = r.id
+                                       where c.pipeline_id = p.id and c.share > 0)));
 
 -- The one definition of what analytics may show: approved, edited-and-approved, or accepted by the pipeline itself.
 create or replace view tailrace.approved_results as

@@ -32,3 +32,30 @@ create table tailrace.budgets (
 alter table tailrace.jobs add column share smallint;
 alter table tailrace.versions add column quiet boolean not null default false;
 alter table tailrace.versions add column share smallint;
+
+-- What the regression gate said, on what; also of promotions that were forced, or had no gate.
+create table tailrace.verdicts (
+  id          bigint generated always as identity primary key,
+  pipeline_id int not null references tailrace.pipelines,
+  version_id  int not null references tailrace.versions,
+  against_id  int references tailrace.versions,
+  verdict     text not null check (verdict in ('pass', 'fail', 'not enough evidence', 'no gate')),
+  forced      boolean not null default false,
+  facts       jsonb not null,
+  inputs_hash text not null,
+  actor       text not null,
+  at          timestamptz not null default tailrace.clock()
+);
+create trigger immutable before update or delete or truncate on tailrace.verdicts
+  for each statement execute function tailrace.refuse_change();
+
+-- Results of a retired version may be pruned: its partition goes, the version stays.
+alter table tailrace.versions add column pruned_at timestamptz;
+
+-- A delivery that changes what another one has sent.
+alter table tailrace.deliveries add column edits text;
+
+-- A wish that comes from no record: the report of a backfill that keeps failing.
+alter table tailrace.effects alter column version_id drop not null;
+alter table tailrace.effects alter column raw_id drop not null;
+create index deliveries_edits on tailrace.deliveries (edits) where edits is not null;

@@ -10,8 +10,9 @@ from collector.control import Bounds, decide
 BOUNDS = Bounds(10, 1000, 10.0)
 
 
-def chunk(size=100, records=None, seconds=1.0, error=None, remaining=None):
-    return {"size": size, "records": size if records is None else records, "seconds": seconds, "error": error, "decision": {"remaining": remaining}}
+def chunk(size=100, records=None, seconds=1.0, error=None, remaining=None, limit="api"):
+    decision = {"remaining": remaining, "limit": limit}
+    return {"size": size, "records": size if records is None else records, "seconds": seconds, "error": error, "decision": decision}
 
 
 def quota(remaining, limit=5000, resets_in=600.0, name="api"):
@@ -43,6 +44,14 @@ def test_what_is_left_of_a_limit_bounds_it_and_a_tenth_is_left_to_the_tail():
     assert (decision.size, decision.wait) == (200, 0)
     assert "api" in decision.because
     assert decide(recent, [quota(700)], BOUNDS, sharers=2).size == 100
+
+
+def test_what_is_left_of_one_limit_says_nothing_about_the_cost_in_another():
+    recent = [chunk(100, remaining=900, limit="calls"), chunk(100, remaining=850, limit="calls")]
+    money = quota(4.5, limit=20, resets_in=86400.0, name="money")  # 850 calls less 4.5 dollars is no price
+    assert (decide(recent, [money], BOUNDS).size, decide(recent, [money], BOUNDS).wait) == (201, 0)
+    recent.append(chunk(100, remaining=4.6, limit="money"))
+    assert decide(recent, [money], BOUNDS).units_per_record == (4.6 - 4.5) / 100
 
 
 def test_a_limit_that_is_used_up_is_waited_for():

@@ -11,6 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from collector import live, turns
+from collector.breaker import Breaker, Breakers
+from collector.catchup import CatchUp, Means
 from collector.raw import register
 from collector.sources import Page, source
 from collector.sources.answers import Denied, Limited, Quota, Spent
@@ -174,6 +176,22 @@ async def test_what_the_tail_missed_is_healed_in_the_lane_of_catch_up(db_url, po
         await eventually(lambda: has(keys, ["9", "5"]))
     assert [tuple(r) for r in await pool.fetch("select lane, raw_id_to from tailrace.jobs order by raw_id")] == [(0, 1), (1, 2)]
     assert await pool.fetchval("select position -> 'heal' ->> 'at' from tailrace.cursors where lane = 1") == "5"
+
+
+async def test_a_catch_up_that_finds_nothing_gives_the_probe_back(pool):
+    config = settings("a")
+    source = build(config)["scripted:a"]
+    await pool.execute("insert into tailrace.quotas (name, breaker, failures, open_until) values ('source:scripted:a', 'open', 5, tailrace.clock())")
+    means = Means(pool, None, called, Breakers(pool), None, config.collector)
+    breaker = Breaker(means.breakers, source)
+    assert await breaker.wait() == 0
+    assert await breaker.wait() > 0, "the probe is one"
+    await CatchUp(source, 1, means, asyncio.Event())._once(breaker)
+    assert await state(pool) == ("closed", None, None)
+
+
+async def called(call, *arguments, **named):
+    return await call(*arguments, **named)
 
 
 async def test_a_second_collector_of_one_session_is_refused_and_told_who_holds_it(db_url, pool, monkeypatch):

@@ -290,3 +290,27 @@ async def test_the_worker_may_do_all_this_in_its_role(db_url, pool, live, decide
         await effects.finish(three, Receipt("retry", after=5.0))
         await theirs.execute("select tailrace.rescue_deliveries(10)")
     assert sorted(r[0] for r in await pool.fetch("select state from tailrace.deliveries")) == ["pending", "pending", "sent"]
+
+
+async def sent(pool, key, remote):
+    """As a dispatcher would have it."""
+    token = await pool.fetchval("select gen_random_uuid()")
+    await pool.fetch("select * from tailrace.claim_deliveries($1, 'w', 'k', 9, null, 20)", token)
+    await pool.execute("select tailrace.finish_delivery($1, $2, 'sent', $3, null, 0, 'w')", key, token, remote)
+
+
+async def test_what_was_sent_is_edited_where_the_kind_says_so(pool, live, decide, verdicts):
+    edit = {"k": {"policy": "never_twice", "max_age": None, "hold": 0, "on_change": "edit"}}
+    await decide(body={"x": 1})
+    await decide(body={"x": 2}, gates=edit)
+    assert await verdicts() == ["released", "changed"], "nothing to edit yet"
+    await sent(pool, "a", "41")
+    await decide(body={"x": 2}, gates=edit)
+    await decide(body={"x": 2}, gates=edit)
+    rows = await pool.fetch("select key, edits, state from tailrace.deliveries order by created_at, key")
+    assert [(r["key"][:2], r["edits"]) for r in rows] == [("a", None), ("a~", "a")]
+    (claimed,) = await pool.fetch("select key, body, edits from tailrace.claim_deliveries(gen_random_uuid(), 'w', 'k', 9, null, 20)")
+    assert (json.loads(claimed["body"]), claimed["edits"]) == ({"x": 2}, "41")
+    await decide(body={"x": 1}, gates=edit)
+    assert await verdicts() == ["released", "changed", "released", "changed", "released"]
+    assert await pool.fetchval("select count(*) from tailrace.deliveries where edits = 'a'") == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import sys
@@ -151,6 +152,17 @@ async def test_the_telegram_sink_reads_what_the_bot_api_says(telegram, receiver,
     assert receiver.requests[0][0] == f"/bot{TOKEN}/sendMessage"
 
 
+async def test_the_telegram_sink_edits_what_it_sent(telegram, receiver, delivery):
+    receiver.answers = [(200, {}, OK), (400, {}, b'{"ok": false, "description": "Bad Request: message is not modified"}')]
+    sink = telegram()
+    edit = dataclasses.replace(delivery("never_twice", target="5"), edits="42")
+    assert [(await sink.send(edit)).outcome for _ in range(2)] == ["sent", "sent"]
+    await sink.close()
+    path, _, body = receiver.requests[0]
+    assert path == f"/bot{TOKEN}/editMessageText"
+    assert json.loads(body) == {"chat_id": "5", "text": "hi", "message_id": "42"}
+
+
 @pytest.mark.parametrize("content", [b'{"ok": tr', b"[]", b"<html>"])
 @pytest.mark.parametrize(("policy", "outcome"), [("never_twice", "uncertain"), ("never_lost", "retry")])
 async def test_a_200_that_does_not_say_ok_is_ambiguous(telegram, receiver, delivery, content, policy, outcome):
@@ -260,7 +272,7 @@ def test_gates_hold_only_what_is_open_and_read_no_credential(monkeypatch):
         "c": {"sink": "telegram", "open": True, "max_age": "1h", "hold": 5},
     })  # fmt: skip
     assert gates(settings) == {
-        "a": {"policy": "idempotent", "max_age": None, "hold": 0.0}, "c": {"policy": "never_twice", "max_age": 3600.0, "hold": 5.0},
+        "a": {"policy": "idempotent", "max_age": None, "hold": 0.0, "on_change": "report"}, "c": {"policy": "never_twice", "max_age": 3600.0, "hold": 5.0, "on_change": "report"},
     }  # fmt: skip
 
 
@@ -327,3 +339,11 @@ async def test_the_telegram_sink_against_the_stand_in(standin, delivery, monkeyp
     assert found["flood"].after == 7.0
     assert "blocked by the user" in found["blocked"].detail
     assert "too long" in found["long"].detail
+
+
+def test_only_a_sink_that_can_edit_may_be_told_to():
+    settings = Settings(effects={"k": {"sink": "webhook", "url": "http://127.0.0.1:1/", "open": True, "on_change": "edit"}})
+    with pytest.raises(Misconfigured, match="cannot change what it has sent"):
+        gates(settings)
+    settings = Settings(effects={"k": {"sink": "telegram", "open": True, "on_change": "edit"}})
+    assert gates(settings)["k"]["on_change"] == "edit"

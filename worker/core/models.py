@@ -166,6 +166,7 @@ class Delivery:
     policy: str
     source: str
     external_id: str
+    edits: str | None = None  # the remote id of what was sent before and is to be changed
 
 
 @dataclass(frozen=True, slots=True)

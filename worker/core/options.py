@@ -43,6 +43,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def percent(text: str) -> int:
+    """A whole number from 0 to 99: of all records, a version is promoted."""
+    if not text.isdigit() or int(text) > 99:  # noqa: PLR2004  100 is a promotion
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 99; without --percent it speaks for all")
+    return int(text)
+
+
 def guarded(main: Callable[[], int]) -> int:
     """Runs a program; our own errors become one message and an exit code, an interrupt 130."""
     try:

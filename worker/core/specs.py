@@ -109,5 +109,8 @@ class EffectSpec(BaseModel):
     )
     rate: float | None = Field(None, gt=0, description="most deliveries a second, all processes together")
     max_age: Seconds | None = Field(None, description="older records (by occurred_at) release nothing")
+    on_change: Literal["report", "edit"] = Field(
+        "report", description="what was sent and is wished with another body: only reported, or changed at the receiver where the sink can"
+    )
     hold: Seconds = Field(0.0, description="a delivery waits this long, so that it can be cancelled")
     max_attempts: int = Field(8, ge=1, description="tries before a delivery is given up as failed")

@@ -35,16 +35,17 @@ class Kind:
     options: type[BaseModel]
     make: Callable[[str, Any], Sink]
     policy: Callable[[Any], Policy]
+    edits: bool = False  # it can change what it has sent
 
 
 _kinds: dict[str, Kind] = {}
 
 
-def sink(name: str, options: type[BaseModel], policy: Callable[[Any], Policy]) -> Callable[[Any], Any]:
+def sink(name: str, options: type[BaseModel], policy: Callable[[Any], Policy], *, edits: bool = False) -> Callable[[Any], Any]:
     """Registers a class `(kind, options) -> Sink` under `name`."""
 
     def register(make: Any) -> Any:
-        _kinds[name] = Kind(options, make, policy)
+        _kinds[name] = Kind(options, make, policy, edits)
         return make
 
     return register
@@ -59,6 +60,8 @@ def _kind(effect: str, spec: EffectSpec) -> tuple[Kind, Any]:
         found = _kinds[name or spec.sink]
     except (ImportError, KeyError) as error:
         raise Misconfigured(f"effects.{effect}: cannot load sink {spec.sink!r}: {error}", "`module:name` loads a sink from outside") from error
+    if spec.on_change == "edit" and not found.edits:
+        raise Misconfigured(f"effects.{effect}: the sink {spec.sink} cannot change what it has sent", 'leave on_change at "report"')
     try:
         return found, found.options.model_validate(spec.model_extra or {})
     except ValidationError as error:
@@ -82,4 +85,7 @@ def build(effect: str, spec: EffectSpec) -> Sink:
 
 def gates(settings: Settings) -> dict[str, dict[str, Any]]:
     """The open gates as tailrace.settle takes them. A kind that is not in it is suppressed."""
-    return {kind: {"policy": policy_of(kind, spec), "max_age": spec.max_age, "hold": spec.hold} for kind, spec in settings.open_gates.items()}
+    return {
+        kind: {"policy": policy_of(kind, spec), "max_age": spec.max_age, "hold": spec.hold, "on_change": spec.on_change}
+        for kind, spec in settings.open_gates.items()
+    }

@@ -1,5 +1,5 @@
-"""telegram: sendMessage of the Bot API over plain HTTP. The API knows no idempotency key, so an unknown outcome waits for a person
-unless the kind says never_lost.
+"""telegram: sendMessage and editMessageText of the Bot API over plain HTTP. The API knows no idempotency key, so an unknown outcome waits
+for a person unless the kind says never_lost.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TelegramOptions(BaseModel):
     timeout: float = Field(20.0, gt=0)
 
 
-@sink("telegram", TelegramOptions, lambda _options: "never_twice")
+@sink("telegram", TelegramOptions, lambda _options: "never_twice", edits=True)
 class Telegram:
     """One bot. The token is in the address, so no message shows the address."""
 
@@ -35,7 +35,7 @@ class Telegram:
         token = from_env(kind, options.token_env).get_secret_value()
         if not re.fullmatch(r"\d+:[\w-]+", token, re.ASCII):
             raise Misconfigured(f"effects.{kind}: {options.token_env} is not the token of a bot", "it looks like 123456:ABC-DEF")
-        self._url = f"{options.base_url.rstrip('/')}/bot{token}/sendMessage"
+        self._url = f"{options.base_url.rstrip('/')}/bot{token}/"
         self._o = options
         self._receiver = Receiver("the Bot API", options.timeout, [token, token.partition(":")[2]])
         self._moved: dict[str, str] = {}
@@ -50,11 +50,13 @@ class Telegram:
         if not isinstance(text, str) or not text.strip():
             return Receipt("failed", detail="the body has no text")
         message = {"chat_id": self._moved.get(chat, chat), "text": text} | ({"parse_mode": self._o.parse_mode} if self._o.parse_mode else {})
+        message |= {"message_id": delivery.edits} if delivery.edits else {}
 
         def read(answer: Answer, usual: Receipt) -> Receipt:
             return self._read(answer, usual, chat, delivery.policy)
 
-        return await self._receiver.post(self._url, orjson.dumps(message), {"content-type": "application/json"}, delivery.policy, read)
+        url = self._url + ("editMessageText" if delivery.edits else "sendMessage")
+        return await self._receiver.post(url, orjson.dumps(message), {"content-type": "application/json"}, delivery.policy, read)
 
     def _read(self, answer: Answer, usual: Receipt, chat: str, policy: str) -> Receipt:
         """429 says in the body how long to wait; a group that moved says where it is now; a 200 still has to say ok."""
@@ -66,6 +68,8 @@ class Telegram:
             return Receipt("retry", detail=f"the chat is now {moved}", after=0.0)
         if (wait := bounded(parameters.get("retry_after"))) is not None:
             return Receipt("retry", detail=detail, after=wait)
+        if "message is not modified" in str(said.get("description", "")):  # an edit whose answer was lost
+            return Receipt("sent", detail=detail)
         if usual.outcome != "sent":
             return Receipt(usual.outcome, detail=detail, after=usual.after) if "description" in said else usual
         if said.get("ok") is True:
