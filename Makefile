@@ -77,5 +77,5 @@ $(RUN): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(DEV): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e '.[bluesky,embedded,github,rss,x,zstd,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[bluesky,embedded,github,rss,telegram,x,zstd,dev]'
 	@touch $@ $(RUN)

@@ -20,6 +20,10 @@ PROBE = 60.0  # seconds that one probe of a half-open breaker may take
 FAILURES = 5  # in a row, until the breaker opens
 LOOK = 5.0  # seconds between two looks at a source that is held
 FRESH = 2.0  # seconds for which a look at the breakers is believed
+_HELD = (
+    "select extract(epoch from open_until - tailrace.clock())::float8 as seconds from tailrace.quotas "
+    "where name = any ($1) and breaker = 'open' and (open_until > tailrace.clock()) is not false"
+)
 Patiently = Callable[..., Awaitable[Any]]  # calls the database, waiting while it is away
 
 
@@ -48,16 +52,23 @@ class Breakers:
 class Breaker:
     """One source in this process, with the limits that it shares with others. Nothing is asked or written while all goes well."""
 
-    def __init__(self, breakers: Breakers, source: Source) -> None:
+    def __init__(self, breakers: Breakers, source: Source, lane: str = "") -> None:
+        """What holds one lane of a source, its catch-up, does not hold its news: `lane` goes into the breaker's name. What holds the news
+        holds that lane, too, and is not ended by it.
+        """
         self._all = breakers
         self._pool = breakers.pool
         self._source = source.name
-        self._name = f"source:{source.name}"
+        self._name = f"source:{source.name}{lane and ' ' + lane}"
+        self._above = {f"source:{source.name}"} - {self._name}
         self.names = {self._name, *source.limits}
 
     async def wait(self) -> float | None:
         """Seconds until it may be called; None: a person has to act."""
-        if not self.names & await self._all.noted():
+        noted = await self._all.noted()
+        if self._above & noted and (held := await self._pool.fetchrow(_HELD, sorted(self._above))):
+            return None if held["seconds"] is None else float(held["seconds"])
+        if not self.names & noted:
             return 0.0
         seconds = await self._pool.fetchval("select tailrace.may_call($1, $2)", sorted(self.names), PROBE)
         return None if seconds is None else max(0.0, float(seconds))

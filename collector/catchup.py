@@ -63,7 +63,7 @@ class CatchUp:
 
     async def run(self) -> None:
         """At the start, when the source says that something is missing, and every `heal_seconds`."""
-        breaker = Breaker(self._means.breakers, self._source)
+        breaker = Breaker(self._means.breakers, self._source, "catch-up")
         while await breaker.opened(self._patiently, self._stop):
             self._source.gap.clear()
             try:

@@ -80,7 +80,7 @@ class History:
 
     def __init__(self, means: Means, source: Source, source_id: int, bounds: Bounds, allowed: Allowance) -> None:
         self._means, self._patiently = means, means.patiently
-        self._breaker = Breaker(means.breakers, source)
+        self._breaker = Breaker(means.breakers, source, "catch-up")
         self._source, self._id = source, source_id
         self._bounds, self._allowed = bounds, allowed
         self._failed = 0

@@ -85,7 +85,7 @@ def _about_sources(connection: Connection, sources: list[dict[str, Any]]) -> lis
         if row["open_until"]:
             found.append(f"{name} is held back until {row['open_until']:%H:%M:%S}: {row['reason']}")
         else:
-            found.append(f"{name} is refused: {row['reason']}; mend it, then `tailrace sources retry {name}`")
+            found.append(f"{name} is refused: {row['reason']}; mend it, then `tailrace sources retry {name.removesuffix(' catch-up')}`")
     return found
 
 

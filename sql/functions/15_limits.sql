@@ -96,3 +96,14 @@ create or replace function tailrace.lane_backlog(p_source int, p_lane int) retur
                         order by j.raw_id limit 10000) j
     where v.state in ('live', 'shadow')) o
 $$;
+
+-- What may hold a source back: its own breaker, that of its catch-up, and limits that it shares.
+create or replace view tailrace.source_breakers as
+select s.name as source, q.name, q.breaker, q.open_until, nullif(q.reason, '') as reason
+from tailrace.sources s join tailrace.quotas q on q.name in ('source:' || s.name, 'source:' || s.name || ' catch-up')
+  or (jsonb_typeof(s.spec -> 'limits') = 'array' and s.spec -> 'limits' ? q.name);
+
+-- A person says: call this source again now.
+create or replace function tailrace.retry_source(p_source text) returns void language sql as $$
+  select tailrace.reset_breaker(name) from tailrace.source_breakers where source = p_source
+$$;

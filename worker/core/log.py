@@ -16,6 +16,7 @@ _QUIET = frozenset({"job.claimed", "job.settled", "raw.appended", "delivery.sent
 _BAD = frozenset({"step.failed", "source.failed", "processor.failed", "processor.overdue", "claim.lost", "delivery.failed", "delivery.uncertain",
                   "raw.defective", "database.lost", "webhook.refused", "lease.rescued", "source.limited", "source.denied", "source.refused",
                   "config.refused"})  # fmt: skip
+_SPOKEN_FOR = ("telethon",)  # libraries that also log what they raise
 _PASSWORD = re.compile(r"(://[^:/@\s]+:)[^@\s]+(@)")
 _SECRET_KEY = re.compile(r"secret|password|token$|api_key|authorization", re.IGNORECASE)
 
@@ -44,6 +45,8 @@ def configure(program: str, level: str = "info", style: str = "auto") -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+    for library in _SPOKEN_FOR:
+        logging.getLogger(library).addHandler(logging.NullHandler())
     logger = structlog.get_logger().bind(program=program)
     quiet = logging.getLevelNamesMapping()[level.upper()] > logging.INFO
 
