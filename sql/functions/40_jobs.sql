@@ -111,7 +111,7 @@ $$;
 create or replace function tailrace.give_back(p_tokens uuid[]) returns int language plpgsql set enable_seqscan = off as $$
 declare v_given int;
 begin
-  update tailrace.jobs set state = case when crashes > 0 then 's' else 'r' end::"char",
+  update tailrace.jobs set state = case when crashes > 0 and error -> -1 ->> 'kind' = 'lease lost' then 's' else 'r' end::"char",
     token = null, worker = null, claimed_at = null, lease_until = null
   where token = any(p_tokens) and state = 'c';
   get diagnostics v_given = row_count;
@@ -306,7 +306,7 @@ set enable_seqscan = off as $$
   group by case when p_job.n_rows > 64 then r.n / ((p_job.n_rows + 1) / 2) else r.n end
 $$;
 
--- delayed -> ready, or suspect where the record has been in a crash
+-- delayed -> ready, or suspect where the last that happened to the record was a crash: one that came to an outcome alone since is none any more.
 create or replace function tailrace.promote_delayed(p_limit int) returns int language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare v_due int;
@@ -314,7 +314,7 @@ begin
   with pick as materialized (
     select version_id, source_id, raw_id from tailrace.jobs where state = 'd' and run_at <= tailrace.clock()
     order by run_at limit p_limit for update skip locked)
-  update tailrace.jobs j set state = case when crashes > 0 then 's' else 'r' end::"char"
+  update tailrace.jobs j set state = case when crashes > 0 and error -> -1 ->> 'kind' = 'lease lost' then 's' else 'r' end::"char"
   from pick p where j.version_id = p.version_id and j.source_id = p.source_id and j.raw_id = p.raw_id;
   get diagnostics v_due = row_count;
   return v_due;

@@ -26,7 +26,7 @@ from plant import plant, scenes  # noqa: E402  as above
 from programs import gates  # noqa: E402  as above
 from world import World  # noqa: E402  as above
 
-QUIET = 300.0
+QUIET = 600.0
 OPEN = """
   select (select count(*) from tailrace.jobs) as jobs, (select count(*) from tailrace.runs where state in ('active', 'paused')) as runs,
          (select count(*) from tailrace.deliveries where state in ('pending', 'sending')) as deliveries,

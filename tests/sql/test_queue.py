@@ -299,3 +299,22 @@ async def test_the_first_version_covers_what_raw_holds_and_a_later_one_takes_ove
         await pool.fetchrow(register, "v2", "another", "on_start")
     assert refused.value.sqlstate == "TR010"
     assert await pool.fetchval("select count(*) from tailrace.live_history where live_until is null") == 1
+
+
+async def test_a_suspect_that_came_to_an_outcome_alone_is_none_any_more(queue):
+    await queue.append(["a"])
+    await queue.claim()
+    await queue.expire()
+    await queue.watch()
+    token, jobs, ids = await queue.suspect()
+    assert jobs
+    again = {"source": 1, "raw": 1, "rerun": 0, "lane": 0, "quiet": False, "attempt": 0, "crashes": 1, "counts": True, "after": 0, "error": {"kind": "retry"}}
+    history = json.loads(await queue.pool.fetchval("select error from tailrace.jobs"))
+    await queue.settle(token, [1], [], retries=[again | {"history": history}], ok=[0])
+    await queue.watch()
+    assert [tuple(j)[3:] for j in await queue.jobs()] == [("r", 1, 1)]
+    token, _, ids = await queue.claim()
+    assert ids == [1]
+    await queue.expire()
+    await queue.watch()
+    assert [tuple(j)[3:5] for j in await queue.jobs()] == [("d", 2)]
