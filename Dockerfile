@@ -1,12 +1,14 @@
 # One image for every program: `tailrace ...`, `python -m collector ...`, `python -m worker ...`.
 FROM python:3.13-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+# What the image can read beside files and webhooks; leave out what you do not need: --build-arg EXTRAS=github,rss
+ARG EXTRAS=bluesky,github,rss,telegram,x,zstd
 RUN python -m venv /opt/tailrace
 WORKDIR /src
 # The dependencies alone first: this layer changes only with pyproject.toml.
 COPY pyproject.toml ./
 RUN mkdir collector worker ops sql \
- && /opt/tailrace/bin/pip install --quiet . \
+ && /opt/tailrace/bin/pip install --quiet ".[$EXTRAS]" \
  && /opt/tailrace/bin/pip uninstall --quiet --yes tailrace
 COPY sql sql
 COPY worker worker
