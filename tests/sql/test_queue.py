@@ -308,7 +308,18 @@ async def test_a_suspect_that_came_to_an_outcome_alone_is_none_any_more(queue):
     await queue.watch()
     token, jobs, ids = await queue.suspect()
     assert jobs
-    again = {"source": 1, "raw": 1, "rerun": 0, "lane": 0, "quiet": False, "attempt": 0, "crashes": 1, "counts": True, "after": 0, "error": {"kind": "retry"}}
+    again = {
+        "source": 1,
+        "raw": 1,
+        "rerun": 0,
+        "lane": 0,
+        "quiet": False,
+        "attempt": 0,
+        "crashes": 1,
+        "counts": True,
+        "after": 0,
+        "error": {"kind": "retry"},
+    }
     history = json.loads(await queue.pool.fetchval("select error from tailrace.jobs"))
     await queue.settle(token, [1], [], retries=[again | {"history": history}], ok=[0])
     await queue.watch()
