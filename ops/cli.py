@@ -129,7 +129,7 @@ def _main(given: Any) -> int:
         "runs": lambda: work.runs(settings, given.action, given.id, json=given.json, dry_run=given.dry_run),
         "retry": lambda: work.retry(settings, given.pipeline, given.raw_id, every=given.all, json=given.json, dry_run=given.dry_run),
         "stale": lambda: work.stale(settings, given.action, json=given.json, dry_run=given.dry_run),
-        "promote": lambda: promote.promote(settings, given),
+        "promote": lambda: promote.promote(settings, loaded, given),
         "rollback": lambda: promote.rollback(settings, given),
         "prune": lambda: prune.prune(settings, given.pipeline, json=given.json, dry_run=given.dry_run),
         "plan": lambda: plan.plan(settings, loaded, given, parse_window(given.since, given.until)),
