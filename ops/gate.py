@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ops.chosen import Version
+from ops.compare import facts
 from ops.compare.noninferiority import non_inferiority
 from ops.db import Connection, one
 from worker.core.specs import GateSpec
@@ -141,6 +142,21 @@ def _zero_tolerance(gate: GateSpec, evidence: Evidence) -> Iterator[Check]:
     else:
         shown = ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")  # noqa: PLR2004  enough to begin with
         yield Check(name, wanted, f"records {shown}" if ids else "none", "fail" if ids else "pass")
+
+
+def of(found: facts.Comparison, differing: tuple[int, ...] | None = None) -> Evidence:
+    """The evidence in a comparison of live with the new version. Cost: a record that notes none while others of its version do cost nothing."""
+    pair = found.pairs[0]
+    truths = {f.name: f.truth for f in pair.fields if f.truth}
+    costs = [side.cost.total / found.records if side.cost and side.cost.total is not None and found.records else None for side in (pair.a, pair.b)]
+    return Evidence(
+        found.records,
+        {name: TruthCounts(t.both, t.only_a, t.only_b, t.neither) for name, t in truths.items()},
+        EffectCounts(pair.effects.same, pair.effects.changed, pair.effects.only_a, pair.effects.only_b) if found.records else None,
+        costs[0],
+        costs[1],
+        differing,
+    )
 
 
 def evidence(connection: Connection, live: Version, version: Version, gate: GateSpec, folder: Path) -> Evidence:  # noqa: ARG001

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ops.gate import EffectCounts, Evidence, TruthCounts, judge
+from ops.compare import facts
+from ops.gate import EffectCounts, Evidence, TruthCounts, judge, of
 from worker.core.errors import Misconfigured
 from worker.core.settings import read
 from worker.core.specs import GateSpec
@@ -131,3 +132,20 @@ def test_the_configuration_of_a_gate(tmp_path):
     file.write_text('[pipelines.p]\nprocessor = "echo"\n[pipelines.p.gate]\nalpha = 0.01\n')
     with pytest.raises(Misconfigured, match="lets everything through"):
         read({}, tmp_path)
+
+
+def compared(records, cost_a, cost_b):
+    hits = facts.Hits(0, 0, 0)
+    truth = facts.Truth(2000, 1900, 10, 12, 78, hits, hits)
+    fields = tuple(facts.Field(n, records, records, 0, 0, 0, 1, 1, 1.0, truth=t) for n, t in (("category", truth), ("other", None)))
+    a, b = (facts.Side(i, f"v{i}", "live", records, cost=c) for i, c in ((1, cost_a), (2, cost_b)))
+    return facts.Comparison("p", (a, b), records, {}, "gold", 2000, (facts.Pair(a, b, fields, facts.Effects(950, 50, 0, 10)),))
+
+
+def test_the_evidence_in_a_comparison():
+    found = of(compared(2000, facts.Sums(2000, 20.0, 0.01, 0.01), facts.Sums(1500, 30.0, 0.02, 0.02)), ())
+    assert found == Evidence(**FINE)
+    unknown = of(compared(2000, None, facts.Sums(3, None, None, None)))
+    assert (unknown.cost_a, unknown.cost_b, unknown.differing) == (None, None, None)
+    nothing = of(compared(0, facts.Sums(0, 0.0, None, None), None))
+    assert (nothing.records, nothing.effects, nothing.cost_a) == (0, None, None)
