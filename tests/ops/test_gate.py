@@ -124,7 +124,7 @@ def test_the_configuration_of_a_gate(tmp_path):
     settings, _ = read({"TAILRACE_PIPELINES__P__GATE__ALPHA": "0.01"}, tmp_path)
     asked = settings.pipelines["p"].gate
     assert (asked.fields, asked.alpha, asked.most_cost) == ({"category": 0.02}, 0.01, 2)
-    assert settings.pipelines["p"].model_copy(update={"variants": {}}).gate == asked
+    assert settings.pipelines["p"].promote == "manual"
     file.write_text('[pipelines.p]\nprocessor = "echo"\n[pipelines.p.gate]\nmost_costs = 2\n')
     with pytest.raises(Misconfigured) as refused:
         read({}, tmp_path)
@@ -132,6 +132,11 @@ def test_the_configuration_of_a_gate(tmp_path):
     file.write_text('[pipelines.p]\nprocessor = "echo"\n[pipelines.p.gate]\nalpha = 0.01\n')
     with pytest.raises(Misconfigured, match="lets everything through"):
         read({}, tmp_path)
+    file.write_text('[pipelines.p]\nprocessor = "echo"\npromote = "on_start"\n[pipelines.p.gate]\nmost_cost = 1\n')
+    with pytest.raises(Misconfigured, match="goes around the gate"):
+        read({}, tmp_path)
+    file.write_text('[pipelines.p]\nprocessor = "echo"\npromote = "shadow"\n[pipelines.p.gate]\nmost_cost = 1\n')
+    assert read({}, tmp_path)[0].pipelines["p"].promote == "shadow"
 
 
 def compared(records, cost_a, cost_b):

@@ -111,8 +111,20 @@ class PipelineSpec(Section):
     retry_rounds: int = Field(3, ge=0, description="how many of these slow attempts before the record waits for `tailrace retry`")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the processor, which checks them")
 
-    gate: GateSpec | None = Field(None, description="what `tailrace promote` asks of a new version; none: it only counts")
+    gate: GateSpec | None = Field(
+        None, description="what `tailrace promote` asks of a new version; with a gate, `promote` is manual by default; none: it only counts"
+    )
     variants: dict[str, VariantSpec] = Field(default_factory=dict, description="further versions that run beside it, by name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ask_the_gate(cls, given: Any) -> Any:
+        """Only `tailrace promote` asks a gate, so no new version goes live by itself where there is one."""
+        if isinstance(given, dict) and given.get("gate"):
+            given = {"promote": "manual"} | given
+            if given["promote"] == "on_start":
+                raise ValueError('promote = "on_start" goes around the gate: write "manual" or "shadow", or leave it out')
+        return given
 
     @model_validator(mode="after")
     def _one_prompt(self) -> PipelineSpec:
