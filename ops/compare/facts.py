@@ -11,12 +11,12 @@ WHOLE = "(output)"  # the whole output: compared like a field
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What a version noted in the `meta` of its results. `noted`: how many results have the figure; None where none has."""
+    """What a version noted in the `meta` of its results. `noted`: how many results have the figure. Median and `high`: by the sample."""
 
     noted: int
     total: float | None
     median: float | None
-    high: float | None  # of 95 in 100
+    high: float | None  # 95 of 100 are below
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,33 +81,35 @@ class Truth:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """So many records have this value in A and that one in B, as JSON text; "(absent)" and "(other)" are what they say."""
+class Change:
+    """In so many records A has this value and B that one, as the beginning of their JSON text; None: absent."""
 
-    a: str
-    b: str
+    a: str | None
+    b: str | None
     records: int
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One top-level key of the outputs over all compared records; a result without it has the value "absent".
+    """One top-level key of the outputs over all compared records. A result without it has the value "absent", like one that is not ok.
 
-    `chance` is the share of equal values to be expected if both versions gave their values independently of each other, over all
-    values (by hash): kappa = (equal / records - chance) / (1 - chance). `cells` folds all but the most frequent values.
+    `chance`: the share of records that would have equal values if both versions gave theirs independently of each other, over all values
+    (by hash), so kappa = (equal / records - chance) / (1 - chance). It and the four figures before it are judged by `sampled` records.
     """
 
     name: str
     records: int
     equal: int
-    with_both: int  # records in which both have it
-    with_a: int  # only A
+    only_a: int  # records in which only A has the field
+    only_b: int
+    sampled: int
+    with_a: int  # records of the sample in which A has it
     with_b: int
     distinct_a: int
     distinct_b: int
     chance: float
     sources: tuple[Cluster, ...] = ()
-    cells: tuple[Cell, ...] = ()
+    changes: tuple[Change, ...] = ()  # the most frequent ones
     truth: Truth | None = None
 
 
@@ -182,7 +184,8 @@ class Comparison:
     judged: int  # compared records of which the truth is known
     pairs: tuple[Pair, ...]
     among: tuple[Agreement, ...] = ()  # three versions or more
-    left_out: tuple[str, ...] = ()  # fields beyond the most frequent ones
+    left_out: int = 0  # fields beyond the most frequent ones, of which nothing is counted
+    unmatched: int = 0  # rows of the gold file without a compared record
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -193,16 +196,3 @@ class Comparison:
     def effects(self) -> Effects:
         """Of the first pair."""
         return self.pairs[0].effects
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """Which records, which fields, which truth. `expected`: rows of a gold file; None takes the reviews."""
-
-    since: str | None = None
-    until: str | None = None
-    sources: tuple[int, ...] | None = None
-    set: str | None = None
-    fields: tuple[str, ...] | None = None
-    samples: int = 5
-    expected: tuple[dict[str, Any], ...] | None = None
