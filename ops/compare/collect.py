@@ -68,8 +68,9 @@ class _Two:
 
 def collect(connection: Connection, versions: Sequence[Version], chosen: Chosen) -> Comparison:
     """Compares the first with each of the others. Raises where the set is unknown, or its name for `save_as` is taken (TR040)."""
+    outermost = connection.info.transaction_status == TransactionStatus.IDLE
     with connection.transaction():
-        if connection.info.transaction_status == TransactionStatus.INTRANS:
+        if outermost:
             connection.execute("set transaction isolation level repeatable read")
         return _collected(connection, versions, chosen)
 
