@@ -7,16 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import psycopg
+
 from ops.chosen import Version
-from ops.compare import facts
+from ops.compare import facts, gold
+from ops.compare.collect import Chosen, collect
 from ops.compare.noninferiority import non_inferiority
 from ops.db import Connection, one
+from worker.core.errors import Misconfigured
 from worker.core.specs import GateSpec
 
 Judged = Literal["pass", "fail", "not enough evidence"]
 _ORDER: tuple[Judged, ...] = ("pass", "not enough evidence", "fail")
-_BOTH = """select count(*) as records from tailrace.current_results a join tailrace.current_results b on b.version_id = %s and b.raw_id = a.raw_id
-where a.version_id = %s"""
+_FAULTS = """select case when count(*) > 0 then coalesce(array_agg(raw_id order by raw_id) filter (where fault), '{}') end as differing,
+count(*) filter (where lacking) as lacking from tailrace.set_faults(%s, %s, %s, %s)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,8 @@ class Evidence:
     effects: EffectCounts | None = None
     cost_a: float | None = None
     cost_b: float | None = None
-    differing: tuple[int, ...] | None = None  # raw ids of the frozen set; None also while records of it lack a result
+    differing: tuple[int, ...] | None = None  # raw ids of the frozen set that differ or are wrong
+    lacking: int = 0  # records of the frozen set that not both have done
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +142,19 @@ def _zero_tolerance(gate: GateSpec, evidence: Evidence) -> Iterator[Check]:
     if gate.zero_tolerance is None:
         return
     name, wanted, ids = f"record set {gate.zero_tolerance}", "no record that differs or is wrong", evidence.differing
-    if ids is None:
-        yield Check(name, wanted, "not all of it was done by both", "not enough evidence")
-    else:
+    if ids:
         shown = ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")  # noqa: PLR2004  enough to begin with
-        yield Check(name, wanted, f"records {shown}" if ids else "none", "fail" if ids else "pass")
+        yield Check(name, wanted, f"{len(ids):,}: {shown}", "fail")
+    elif ids is None or evidence.lacking:
+        yield Check(name, wanted, f"{evidence.lacking:,} of it were not done by both" if evidence.lacking else "it is empty", "not enough evidence")
+    else:
+        yield Check(name, wanted, "none", "pass")
 
 
-def of(found: facts.Comparison, differing: tuple[int, ...] | None = None) -> Evidence:
+def of(found: facts.Comparison, differing: tuple[int, ...] | None = None, lacking: int = 0) -> Evidence:
     """The evidence in a comparison of live with the new version. Cost: a record that notes none while others of its version do cost nothing."""
     pair = found.pairs[0]
-    truths = {f.name: f.truth for f in pair.fields if f.truth}
+    truths = {f.name: f.truth for f in pair.fields if f.truth and _said(f.truth)}
     costs = [side.cost.total / found.records if side.cost and side.cost.total is not None and found.records else None for side in (pair.a, pair.b)]
     return Evidence(
         found.records,
@@ -156,9 +163,28 @@ def of(found: facts.Comparison, differing: tuple[int, ...] | None = None) -> Evi
         costs[0],
         costs[1],
         differing,
+        lacking,
     )
 
 
-def evidence(connection: Connection, live: Version, version: Version, gate: GateSpec, folder: Path) -> Evidence:  # noqa: ARG001
-    """What the database and the gold file (`gate.gold`, relative to `folder`) say of both versions."""
-    return Evidence(one(connection, _BOTH, [version.id, live.id])["records"])
+def _said(truth: facts.Truth) -> bool:
+    """Whether anybody, truth or version, ever gave the field a value: where its name is misspelt, all agree that there is none."""
+    return any(hits.tp + hits.fp + hits.fn for hits in (truth.a, truth.b))
+
+
+def evidence(connection: Connection, live: Version, version: Version, gate: GateSpec, folder: Path) -> Evidence:
+    """What the database and the gold file (`gate.gold`, relative to `folder`) say of both versions, in one snapshot. Raises Misconfigured."""
+    expected, loose = gold.read(folder / gate.gold) if gate.gold else (None, False)
+    differing, lacking = None, 0
+    try:
+        with connection.transaction():
+            connection.execute("set transaction isolation level repeatable read")
+            found = collect(connection, [live, version], Chosen(fields=tuple(gate.fields), samples=0, expected=expected, loose=loose))
+            if gate.zero_tolerance:
+                faults = one(connection, _FAULTS, [gate.zero_tolerance, live.id, version.id, gate.zero_tolerance_fields or None])
+                differing, lacking = None if faults["differing"] is None else tuple(faults["differing"]), faults["lacking"]
+    except psycopg.Error as error:
+        if error.sqlstate != "TR040":
+            raise
+        raise Misconfigured(f"zero_tolerance: {error.diag.message_primary}", error.diag.message_hint or "") from error
+    return of(found, differing, lacking)

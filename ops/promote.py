@@ -41,7 +41,7 @@ def promote(settings: Settings, loaded: Loaded, given: Any) -> int:
             _note(connection, version, live, verdict | {"inputs": inputs}, forced=given.force and _EXIT[verdict["verdict"]] != 0)
             if allowed:
                 _swap(connection, version, given.percent)
-        facts = verdict | {"pipeline": pipeline, "version": version.name, "was": live.name if live else None, "percent": given.percent,
+        facts = verdict | {"inputs": inputs, "pipeline": pipeline, "version": version.name, "was": live.name if live else None, "percent": given.percent,
                            "swapped": allowed and not given.dry_run} | (one(connection, _LEFT, [live.id]) if live else {})  # fmt: skip
     if given.json:
         as_json(facts)

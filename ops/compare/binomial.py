@@ -85,7 +85,7 @@ def at_most(k: int, n: int, p: float) -> float:
     for i in range(k, 0, -1):
         term *= i / (n - i + 1) * odds
         total += term
-        if term < total * _NEGLIGIBLE:
+        if term <= total * _NEGLIGIBLE:
             break
     return min(1.0, total)
 

@@ -74,6 +74,8 @@ def test_all_checks_pass_at_their_limits():
         ({"cost_a": 0.0, "cost_b": 0.1}, "cost per record", "fail"),
         ({"differing": None}, "record set golden", UNSURE),
         ({"differing": (7,)}, "record set golden", "fail"),
+        ({"lacking": 3}, "record set golden", UNSURE),
+        ({"differing": (7,), "lacking": 3}, "record set golden", "fail"),
     ],
 )
 def test_one_check_decides(evidence, check, expected):
@@ -140,9 +142,13 @@ def test_the_configuration_of_a_gate(tmp_path):
 
 
 def compared(records, cost_a, cost_b):
-    hits = facts.Hits(0, 0, 0)
+    hits, none = facts.Hits(1910, 50, 90), facts.Hits(0, 0, 0)
+    misspelt = facts.Truth(2000, 2000, 0, 0, 0, none, none)
     truth = facts.Truth(2000, 1900, 10, 12, 78, hits, hits)
-    fields = tuple(facts.Field(n, records, records, 0, 0, 0, 1, 1, 1.0, truth=t) for n, t in (("category", truth), ("other", None)))
+    fields = tuple(
+        facts.Field(n, records, records, 0, 0, records, 0, 0, 1, 1, 1.0, truth=t)
+        for n, t in (("category", truth), ("other", None), ("categry", misspelt))
+    )
     a, b = (facts.Side(i, f"v{i}", "live", records, cost=c) for i, c in ((1, cost_a), (2, cost_b)))
     return facts.Comparison("p", (a, b), records, {}, "gold", 2000, (facts.Pair(a, b, fields, facts.Effects(950, 50, 0, 10)),))
 

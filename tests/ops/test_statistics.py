@@ -69,7 +69,7 @@ def test_clopper_pearson(successes, failures, alpha):
     assert lower_bound(successes, n, alpha) == near(stats.beta.ppf(alpha, successes, failures + 1) if successes else 0, **CLOSE)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)  # statsmodels takes a third of a second
+@settings(max_examples=5, deadline=None, derandomize=True)  # statsmodels takes a third of a second
 @given(st.lists(st.floats(0, 1), max_size=12))
 @example([0.01, 0.01, 0.9, 0.02])
 def test_holm(p_values):
@@ -239,4 +239,4 @@ def test_millions_are_quick():
         wilson(a, a + b)
     non_inferiority(100_000, 90_000, 1_000_000, 0.02)
     bootstrap.agreement([(10_000, 9_000)] * 100)
-    assert time.process_time() - begun < 5
+    assert time.process_time() - begun < 2

@@ -71,6 +71,7 @@ class GateSpec(Section):
     most_changed_effects: Share | None = Field(None, description="effects that it wishes with another body, at most, as a share of live's")
     most_cost: float | None = Field(None, gt=0, description="its cost per record, at most, as a ratio to live's: 1.5 is half as much again")
     zero_tolerance: str | None = Field(None, description="name of a frozen set of records of which none may differ from live, or be wrong")
+    zero_tolerance_fields: Names = Field(default_factory=list, description="fields of the output that count for it; none named: the whole output")
 
     @model_validator(mode="after")
     def _asks_something(self) -> GateSpec:
