@@ -83,12 +83,15 @@ async def _register(settings: Settings, loaded: Loaded, pipeline: str, name: str
 
 
 def selection(connection: Connection, given: Any, window: tuple[dt.datetime | None, dt.datetime | None]) -> dict[str, Any]:
-    """The records that are meant, as `open_run` takes them."""
-    spec: dict[str, Any] = {"since": window[0], "until": window[1], "failed": given.failed or None, "sources": _sources(connection, given.source)}
+    """The records that are meant, as `open_run` takes them. Raises where a source or the set is unknown."""
+    spec: dict[str, Any] = {
+        "since": window[0], "until": window[1], "failed": given.failed or None, "sources": sources_of(connection, given.source), "set": given.set,
+    }  # fmt: skip
+    one(connection, "select tailrace.set_id(%s)", [given.set])
     return {k: v.isoformat() if isinstance(v, dt.datetime) else v for k, v in spec.items() if v is not None}
 
 
-def _sources(connection: Connection, names: list[str] | None) -> list[int] | None:
+def sources_of(connection: Connection, names: list[str] | None) -> list[int] | None:
     if not names:
         return None
     known = {r["name"]: r["id"] for r in rows(connection, "select name, id from tailrace.sources")}
@@ -103,6 +106,7 @@ def sample(connection: Connection, version: Version, spec: dict[str, Any], size:
     found = one(connection, """select coalesce(array_agg(id order by id), '{}') as ids from (
         select r.id from tailrace.raw_records r join tailrace.sources s on s.id = r.source_id and s.name like any (%(wants)s)
         where (%(sources)s::int[] is null or r.source_id = any (%(sources)s)) and (%(since)s::timestamptz is null or r.occurred_at >= %(since)s)
-          and (%(until)s::timestamptz is null or r.occurred_at < %(until)s) order by hashint8extended(r.id, 7) limit %(size)s) x""",
-        {"wants": version.wants, "sources": spec.get("sources"), "since": spec.get("since"), "until": spec.get("until"), "size": size})  # fmt: skip
+          and (%(until)s::timestamptz is null or r.occurred_at < %(until)s)
+          and (%(set)s::text is null or r.id in (select tailrace.set_members(%(set)s))) order by hashint8extended(r.id, 7) limit %(size)s) x""",
+        {"set": spec.get("set"), "wants": version.wants, "sources": spec.get("sources"), "since": spec.get("since"), "until": spec.get("until"), "size": size})  # fmt: skip
     return list(found["ids"])

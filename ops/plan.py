@@ -38,7 +38,7 @@ def make(connection: Connection, version: Version, spec: dict[str, Any], size: i
         row["wanted"] = row["failed"] if spec.get("failed") else max(0, row["matching"] - row["done"] - row["open"])
     wanted = sum(row["wanted"] for row in counts)
     elsewhere = rows(connection, "select * from tailrace.answered_elsewhere(%s)", [version.id])
-    hits = 0 if spec.get("failed") else sum(row["records"] for row in elsewhere)
+    hits = 0 if spec.get("failed") or spec.get("set") else sum(row["records"] for row in elsewhere)
     asked = max(0, wanted - hits) if size is None else min(size, wanted)
     horizon = one(connection, "select coalesce(max(id), 0) as id from tailrace.raw_records")["id"]
     live = chosen.find(connection, version.pipeline, None) if version.live_id else None
