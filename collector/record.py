@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import hashlib
 import json
 import re
@@ -144,14 +145,14 @@ class Builder:
         """Never raises for what is in `raw`: what cannot be stored as JSON is kept as bytes, with `defect` in meta."""
         try:
             value, canonical = parse(raw)
-        except Defect as defect:
-            return self.broken(raw, str(defect), meta)
-        exact = _LONG in raw.translate(_DIGITS)
-        source = verbatim(raw) if exact else value
-        if exact or self._o.ignore_fields:
-            canonical = self._canonical(source)
-        digest = digest_of(canonical)
-        key, meta = self._key(source, digest, meta)
+            exact = _LONG in raw.translate(_DIGITS)
+            source = verbatim(raw) if exact else value
+            if exact or self._o.ignore_fields:
+                canonical = _sorted(functools.reduce(without, self._o.ignore_fields, source))
+            digest = digest_of(canonical)
+            key, meta = self._key(source, digest, meta)
+        except (Defect, RecursionError) as defect:
+            return self.broken(raw, str(defect) if isinstance(defect, Defect) else "nested too deeply", meta)
         occurred, meta = _time(self._time, value, meta) if self._time else (None, meta)
         edited, meta = _time(self._version, value, meta) if self._version else (None, meta)
         if self._deleted and self._deleted(value):
@@ -162,14 +163,6 @@ class Builder:
         """Bytes that are no JSON record. `digest`: of all of it, where `raw` is only its beginning."""
         digest = digest or digest_of(raw)
         return RawRecord(digest.hex(), digest, body=raw, meta=meta | {"defect": why})
-
-    def _canonical(self, value: Any) -> bytes:
-        for path in self._o.ignore_fields:
-            value = without(value, path)
-        try:
-            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-        except TypeError:
-            return json.dumps(value, sort_keys=True).encode()
 
     def _key(self, value: Any, digest: bytes, meta: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         if not self._ids:
@@ -182,8 +175,15 @@ class Builder:
         return short("/".join(map(_written, parts)).replace("\0", "")), meta
 
 
+def _sorted(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # deeper than orjson writes
+        return json.dumps(value, sort_keys=True).encode()
+
+
 def _written(part: Any) -> str:
-    return part if isinstance(part, str) else str(part) if type(part) is int else orjson.dumps(part, option=orjson.OPT_SORT_KEYS).decode()
+    return part if isinstance(part, str) else str(part) if type(part) is int else _sorted(part).decode()
 
 
 def _time(get: Callable[[Any], Any], value: Any, meta: dict[str, Any]) -> tuple[dt.datetime | None, dict[str, Any]]:
