@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from worker.core.models import RawRecord
 from worker.core.specs import Names
+from worker.core.texts import NUL, fit, storable
 
 MOST_KEY = 500
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _EPOCH = re.compile(r"-?\d{9,}(\.\d+)?")
 TOMBSTONE = b"deleted"
 _DIGITS = bytes(48 if 48 <= i <= 57 else i for i in range(256))  # noqa: PLR2004  every digit as a zero
@@ -111,7 +111,7 @@ def parse(raw: bytes) -> tuple[Any, bytes]:
     except TypeError:  # deeper than orjson writes
         canonical = raw
     escapes = b"\\u00" in raw
-    if escapes and _NUL.search(raw):
+    if escapes and NUL.search(raw):
         raise Defect("NUL character")
     # Outside of strings, a colon belongs to a key: a key that came twice is one colon less afterwards.
     if raw.count(b":") != canonical.count(b":") or (escapes and b"\\u003" in raw) or canonical is raw:
@@ -194,7 +194,7 @@ def _time(get: Callable[[Any], Any], value: Any, meta: dict[str, Any]) -> tuple[
 
 
 def short(key: str) -> str:
-    """A key that fits into an index and has no NUL."""
-    if len(key) <= MOST_KEY and "\x00" not in key:
+    """A key that Postgres can hold, also in an index."""
+    if len(key) <= MOST_KEY and storable(key):
         return key
-    return key[:100].replace("\x00", "") + "#" + digest_of(key.encode("utf-8", "surrogatepass")).hex()
+    return fit(key, 100) + "#" + digest_of(key.encode("utf-8", "surrogatepass")).hex()
