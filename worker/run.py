@@ -23,6 +23,7 @@ from worker.feeder import Feeder
 from worker.heartbeat import Guard, Heartbeat
 from worker.jobs import Jobs
 from worker.line import Line
+from worker.outcomes import seconds, words
 from worker.registry import Runnable
 from worker.settler import Settler
 from worker.watchdog import Watchdog
@@ -73,8 +74,10 @@ class Worker:
         self.stop.set()
 
     async def _pause(self, runnable: Runnable, outage: Outage) -> None:
-        emit("version.paused", pipeline=runnable.pipeline, version=runnable.version, seconds=outage.seconds, reason=str(outage))
-        await self.jobs.pause(runnable.version_id, outage.seconds, str(outage))
+        asked, reason = seconds(outage.seconds), words(outage)
+        wait = Outage("").seconds if asked is None else asked
+        emit("version.paused", pipeline=runnable.pipeline, version=runnable.version, seconds=wait, reason=reason)
+        await self.jobs.pause(runnable.version_id, wait, reason)
         self.feeder.ring()
 
     async def run(self, *services: Any) -> None:

@@ -63,7 +63,7 @@ class Settler:
         """All at once; where Postgres refuses that, each slice by itself."""
         try:
             await self._commit(line, pieces)
-        except (ClaimLost, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+        except (ClaimLost, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError) as error:
             if len(pieces) > 1:
                 for piece in pieces:
                     await self._parted(line, [piece])
