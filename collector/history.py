@@ -18,6 +18,7 @@ from collector.raw import defects_of
 from collector.sources import Chunked, Page, Source, Window
 from collector.sources.answers import Denied, Limited
 from worker.core import service
+from worker.core.texts import fit, said
 
 LANE = 1
 FAILURES = 5  # chunks that failed in a row, until the run is given up
@@ -129,7 +130,7 @@ class History:
             row = await self._patiently(self._means.appender.append, self._id, self._source.name, replace(page, position=_outer(page, spec)), LANE)
         except Exception as error:  # noqa: BLE001  whatever a client library raises is a chunk that failed
             self._allowed.give_back(size)
-            await self._end(chunk, report, 0, 0, str(error.args[0] if error.args else repr(error)))
+            await self._end(chunk, report, 0, 0, said(error, 2000))
             await self._after(error, report)
             return
         self._failed = 0
@@ -157,16 +158,16 @@ class History:
         pause = await self._patiently(self._breaker.failed, error)
         if isinstance(error, Denied):
             report.error = str(error)
-            await self._turn(report.run, "paused", f"{error.args[0]}; then `tailrace sources retry {self._source.name}`")
+            await self._turn(report.run, "paused", f"{said(error)}; then `tailrace sources retry {self._source.name}`")
         elif isinstance(error, Limited):
-            await self._pause(report.run, pause, str(error.args[0]))
+            await self._pause(report.run, pause, said(error))
         else:
             self._failed += 1
             if self._failed >= FAILURES:
-                report.error = f"{FAILURES} chunks in a row failed, the last one with: {error}"
+                report.error = fit(f"{FAILURES} chunks in a row failed, the last one with: {error}", 2000)
                 await self._turn(report.run, "failed", report.error)
             else:
-                await self._pause(report.run, pause, f"a chunk failed: {error}")
+                await self._pause(report.run, pause, fit(f"a chunk failed: {error}", 2000))
 
     async def _pause(self, run: int | None, seconds: float, why: str) -> None:
         """Written down with its end, then waited for, as long as we may."""

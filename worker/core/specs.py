@@ -11,10 +11,15 @@ from worker.core.times import parse_seconds
 
 
 def listed(value: Any) -> Any:
-    """A comma list or a JSON array as a list."""
-    if isinstance(value, str):
-        return json.loads(value) if value.strip().startswith("[") else [part.strip() for part in value.split(",") if part.strip()]
-    return value
+    """A comma list or a JSON array as a list. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip().startswith("["):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"this begins like a JSON array and is none: {error}") from None
 
 
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
