@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from worker.core.errors import Misconfigured
 
 _KEYS = ("raw_id", "source", "external_id")
+_ID = re.compile("[0-9]{1,18}")
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def read(path: Path) -> tuple[tuple[dict[str, Any], ...], bool]:
@@ -62,10 +65,14 @@ def _value(cell: str) -> Any:
 def _row(path: Path, n: int, given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise Misconfigured(f"{path}, line {n}: an object, please")
+    try:
+        text = json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise Misconfigured(f"{path}, line {n}: {error}") from error
+    if _NUL.search(text):
+        raise Misconfigured(f"{path}, line {n}: no output can hold a NUL character")
     value = {k: v for k, v in given.items() if k not in _KEYS}
-    if "\\u0000" in (text := json.dumps(value)) or "NaN" in text or "Infinity" in text:
-        raise Misconfigured(f"{path}, line {n}: no output can hold such a value (a NUL character, NaN or Infinity)")
-    if str(given.get("raw_id") or "").isdecimal():
+    if _ID.fullmatch(str(given.get("raw_id") or "")):
         return {"raw_id": int(given["raw_id"]), "value": value}
     if given.get("source") and given.get("external_id") not in (None, ""):
         return {"source": str(given["source"]), "external_id": str(given["external_id"]), "value": value}
