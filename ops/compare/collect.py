@@ -81,7 +81,7 @@ def _collected(connection: Connection, versions: Sequence[Version], chosen: Chos
     found = {r["version_id"]: r for r in rows(connection, "select * from tailrace.compare_records(%s, %s, %s)", [ids, json.dumps(spec), SAMPLE])}
     records = found[ids[0]]["compared"]
     judged = _truth(connection, versions[0], chosen)
-    keys = rows(connection, "select * from tailrace.compare_keys(%s, %s)", [ids, FIELDS])
+    keys = rows(connection, "select * from tailrace.compare_keys(%s, %s)", [ids, FIELDS]) if chosen.fields is None else []
     fields = list(chosen.fields) if chosen.fields is not None else sorted(r["field"] for r in keys)
     sides = [_side(connection, v, place, found[v.id]["results"]) for place, v in enumerate(versions, 1)]
     pairs = tuple(_pair(connection, sides[0], side, place, fields, chosen.samples) for place, side in enumerate(sides[1:], 2))
@@ -92,7 +92,7 @@ def _collected(connection: Connection, versions: Sequence[Version], chosen: Chos
     return Comparison(
         versions[0].pipeline, tuple(sides), records, spec, None if not judged else "reviews" if chosen.expected is None else "gold", judged, pairs,
         _among(connection, ids, fields) if len(set(ids)) > 2 else (),  # noqa: PLR2004  of two, kappa says it
-        left_out=0 if chosen.fields is not None or not keys else keys[0]["fields"] - len(keys),
+        left_out=0 if not keys else keys[0]["fields"] - len(keys),
         unmatched=len(chosen.expected) - judged if chosen.expected is not None else 0,
     )  # fmt: skip
 
