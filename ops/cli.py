@@ -89,7 +89,9 @@ def _replaying(made: options.Parser, name: str) -> None:
     _window(made)
     made.add_argument("--sample", type=options.positive, metavar="N", help="only so many records, chosen at random, the same each time")
     made.add_argument("--failed", action="store_true", help="only records whose newest result is failed")
-    if name == "replay":
+    if name == "plan":
+        made.add_argument("--save-set", metavar="NAME", help="keep the chosen records under a name")
+    else:
         made.add_argument("--plan", metavar="HASH", help="what this plan promised")
         made.add_argument("--force", action="store_true", help="also records that have a result: it stays, a new rerun is added")
         made.add_argument("--budget", type=float, metavar="MONEY", help="pause before more than this is spent")

@@ -12,6 +12,7 @@ from typing import Any
 from ops import chosen, schema_diff
 from ops.chosen import Version
 from ops.db import Connection, connected, one, rows
+from ops.promote import actor
 from ops.table import as_json, show
 from worker.core.config import Loaded
 from worker.core.settings import Settings
@@ -27,6 +28,8 @@ def plan(settings: Settings, loaded: Loaded, given: Any, window: tuple[dt.dateti
         spec = chosen.selection(connection, given, window)
         facts = make(connection, version, spec, given.sample)
         keep(connection, version, facts)
+        if given.save_set:
+            facts["set"] = {"name": given.save_set, "records": chosen.freeze(connection, version, spec, given.sample, given.save_set, actor())}
     as_json(facts) if given.json else _print(facts)
     return 0
 
@@ -115,6 +118,8 @@ def _print(facts: dict[str, Any]) -> None:
     if facts["changes"]:
         print("outputs compared with live")
         show(facts["changes"])
+    if "set" in facts:
+        print(f"set       {facts['set']['name']}: {facts['set']['records']:,} records")
     print(f"\nplan {facts['hash']}: tailrace replay {facts['pipeline']} {facts['version']} --plan {facts['hash']}")
 
 

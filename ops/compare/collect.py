@@ -31,7 +31,7 @@ from ops.compare.facts import (
 )
 from ops.db import Connection, Row, one, rows
 
-SAMPLE = 100_000  # records by which chance and spreads are judged
+SAMPLE = 50_000  # records by which chance and spreads are judged
 FIELDS = 40  # the most frequent ones are compared
 REASONS = CHANGES = 20  # the most frequent ones are told
 _PART = 1000  # rows of a gold file in one call

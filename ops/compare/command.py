@@ -28,6 +28,8 @@ def compare(settings: Settings, given: Any, window: tuple[dt.datetime | None, dt
         facts = judged(collect(connection, versions, Chosen(
             since, until, tuple(sources) if sources else None, given.set, _names(given.fields), given.samples, expected, loose, given.save_set, actor(),
         )))  # fmt: skip
+    if given.source:
+        facts["selection"]["sources"] = given.source
     if given.html:
         _write(Path(given.html), page.page(facts))
     if given.json:

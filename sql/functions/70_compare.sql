@@ -199,9 +199,11 @@ end $$;
 -- p_fields. What differs is left in tailrace_differences, one row per record and field, with hashes of the values. Equality is that of jsonb.
 create or replace function tailrace.compare_pair(p_a int, p_b int, p_place_a int, p_place_b int, p_fields text[])
 returns table (no int, source_id int, records bigint, equal bigint, only_a bigint, only_b bigint)
-language plpgsql set work_mem = '64MB' set plan_cache_mode = force_custom_plan set enable_hashjoin = off as $$
+language plpgsql set work_mem = '64MB' set plan_cache_mode = force_custom_plan set enable_hashjoin = off set enable_nestloop = on as $$
 #variable_conflict use_column
 begin
+  -- the planner takes the equality of reruns for a rare thing, and would look up each of a million records
+  perform set_config('enable_nestloop', 'off', true) from pg_temp.tailrace_compared offset 50000 limit 1;
   drop table if exists pg_temp.tailrace_differences;
   create temporary table tailrace_differences (raw_id bigint, source_id int, no int, a bigint, b bigint) on commit drop;
   insert into pg_temp.tailrace_differences

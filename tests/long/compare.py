@@ -37,7 +37,7 @@ select {v}, i, case when i % 100 = {v} then 'failed' when i % 50 = 9 then 'skipp
 from generate_series(1, {rows}) i"""
 EFFECT = """insert into tailrace.effects (version_id, raw_id, rerun, kind, key, target, body, body_hash, verdict, reason, created_at)
 select {v}, i, 0, 'post', 'post::' || i, '', jsonb_build_object('n', i, 'v', b), decode(md5(b::text), 'hex'), 'suppressed', 'replay', now()
-from generate_series({v}, {rows}, 5) i cross join lateral (select case when i % 20 = 0 then {v} else 0 end as b) c"""
+from generate_series(1, {rows}) i cross join lateral (select case when i % 20 = 0 then {v} else 0 end as b) c where i % 5 = 0 or i % 100 = {v}"""
 
 
 def fill(connection: psycopg.Connection) -> None:

@@ -350,6 +350,12 @@ async def test_records_are_kept_as_a_set_and_compared_and_replayed_again(db_url,
     assert run("plan", "p", "v3", "--set", "twenty", "--json").value["wanted"] == 0
     assert run("plan", "p", "v3", "--json").value["wanted"] == 20
     assert run("compare", "v1", "v3").code == 1
+    chosen_by = ("--source", "files:s1", "--until", "2026-01-20T00:00:00Z", "--sample", "5", "--save-set", "five")
+    assert run("plan", "p", "v3", *chosen_by, "--json").value["set"] == {"name": "five", "records": 5}
+    assert await pool.fetchval(
+        "select bool_and(r.source_id = 2 and r.id < 19) from tailrace.set_members('five') m join tailrace.raw_records r on r.id = m"
+    )
+    assert run("plan", "p", "v3", "--failed", "--save-set", "six").code == 2
 
 
 async def test_a_reader_may_compare_and_keep_nothing(db_url, pool):
