@@ -18,15 +18,14 @@ where j.raw_id_to >= r.id
 union all
 select r.id, s.name, r.external_id, r.revision, p.name, v.name, x.status, null, null, x.error -> -1 ->> 'message', null, null, null, null, null, x.rerun,
        x.finished_at, v.id, r.source_id
-from tailrace.results x
-join tailrace.raw_records r on r.id = x.raw_id
-join tailrace.versions v on v.id = x.version_id
+from tailrace.raw_records r
+cross join tailrace.versions v
+cross join lateral (select * from tailrace.results x where x.version_id = v.id and x.raw_id = r.id order by x.rerun desc limit 1) x
 join tailrace.pipelines p on p.id = v.pipeline_id
 join tailrace.sources s on s.id = r.source_id
-where not exists (select from tailrace.results n where n.version_id = x.version_id and n.raw_id = x.raw_id and n.rerun > x.rerun)
-  and not exists (
-    select from (select j.raw_id_to from tailrace.jobs j where j.version_id = x.version_id and j.source_id = r.source_id and j.raw_id <= x.raw_id
-                 order by j.raw_id desc limit 1) o where o.raw_id_to >= x.raw_id);
+where not exists (
+    select from (select j.raw_id_to from tailrace.jobs j where j.version_id = v.id and j.source_id = r.source_id and j.raw_id <= r.id
+                 order by j.raw_id desc limit 1) o where o.raw_id_to >= r.id);
 
 -- The newest decision of a person, else what the version says that speaks for the record: the live one, or a canary for its buckets.
 create or replace view tailrace.effective_results as
@@ -35,8 +34,8 @@ select r.id as raw_id, p.id as pipeline_id, p.name as pipeline, x.version_id, x.
        x.confidence, x.needs_review, d.decision, d.reviewer, d.at as decided_at
 from tailrace.pipelines p
 join tailrace.versions v on v.pipeline_id = p.id and (v.id = p.live_version_id or v.share > 0)
-join tailrace.current_results x on x.version_id = v.id
-join tailrace.raw_records r on r.id = x.raw_id
+cross join tailrace.raw_records r
+cross join lateral (select * from tailrace.results x where x.version_id = v.id and x.raw_id = r.id order by x.rerun desc limit 1) x
 left join lateral (select * from tailrace.reviews w where w.pipeline_id = p.id and w.raw_id = r.id order by w.id desc limit 1) d0 on true
 left join lateral (select d0.* where d0.decision <> 'undo') d on true
 where v.share is null
@@ -53,6 +52,14 @@ where e.status = 'ok' and (e.decision in ('approve', 'edit') or (e.decision is n
 
 -- Age of the oldest record that is due, by the database's clock: the first thing to alert on. One index probe per source.
 create or replace view tailrace.queue_lag as
+with held as materialized (  -- one pass for all versions
+  select j.version_id, j.lane, min(j.run_at) as run_at from (
+    select version_id, lane, run_at from tailrace.jobs where state = 's'
+    union all
+    select version_id, lane, run_at from tailrace.jobs where state = 'c'
+    union all
+    select version_id, lane, run_at from tailrace.jobs where state = 'd' and run_at <= tailrace.clock()) j
+  group by j.version_id, j.lane)
 select p.name as pipeline, v.name as version, l.lane,
        coalesce(extract(epoch from tailrace.clock() - min(o.run_at)), 0)::float8 as seconds
 from tailrace.versions v
@@ -63,19 +70,15 @@ left join lateral (
   cross join lateral (select j.run_at from tailrace.jobs j
     where j.version_id = v.id and j.lane = l.lane and j.source_id = s.id and j.state = 'r' order by j.raw_id limit 1) j
   union all
-  select j.run_at from tailrace.jobs j where j.version_id = v.id and j.lane = l.lane and j.state = 's'
-  union all
-  select j.run_at from tailrace.jobs j where j.version_id = v.id and j.lane = l.lane and j.state = 'c'
-  union all
-  select min(j.run_at) from tailrace.jobs j where j.version_id = v.id and j.lane = l.lane and j.state = 'd' and j.run_at <= tailrace.clock()) o on true
+  select h.run_at from held h where h.version_id = v.id and h.lane = l.lane) o on true
 where v.state in ('live', 'shadow') or exists (select from tailrace.jobs j where j.version_id = v.id)
 group by p.name, v.name, l.lane;
 
 create or replace view tailrace.queue_depth as
 select p.name as pipeline, v.name as version, j.lane,
-       case j.state when 'r' then 'ready' when 's' then 'suspect' when 'c' then 'claimed' else 'delayed' end as state, sum(j.n_rows)::bigint as records
-from tailrace.jobs j join tailrace.versions v on v.id = j.version_id join tailrace.pipelines p on p.id = v.pipeline_id
-group by p.name, v.name, j.lane, j.state;
+       case j.state when 'r' then 'ready' when 's' then 'suspect' when 'c' then 'claimed' else 'delayed' end as state, j.records
+from (select version_id, lane, state, sum(n_rows)::bigint as records from tailrace.jobs group by version_id, lane, state) j
+join tailrace.versions v on v.id = j.version_id join tailrace.pipelines p on p.id = v.pipeline_id;
 
 -- Seconds since a source last brought something or was seen to have nothing more; of one that is asked now and then, seconds since it
 -- should have been asked.
@@ -108,10 +111,12 @@ left join lateral (select * from tailrace.chunks c where c.run_id = r.id order b
 where r.kind = 'backfill' and r.state in ('active', 'paused', 'failed');
 
 create or replace view tailrace.unrunnable as
-select p.name as pipeline, v.name as version, sum(j.n_rows)::bigint as records
-from tailrace.jobs j join tailrace.versions v on v.id = j.version_id join tailrace.pipelines p on p.id = v.pipeline_id
-where not exists (select from tailrace.workers w where v.id = any (w.versions) and w.seen_at > tailrace.clock() - interval '2 minutes')
-group by p.name, v.name;
+with idle as materialized (
+  select v.id, p.name as pipeline, v.name as version from tailrace.versions v join tailrace.pipelines p on p.id = v.pipeline_id
+  where not exists (select from tailrace.workers w where v.id = any (w.versions) and w.seen_at > tailrace.clock() - interval '2 minutes'))
+select i.pipeline, i.version, j.records
+from idle i cross join lateral (select sum(j.n_rows)::bigint as records from tailrace.jobs j where j.version_id = i.id) j
+where j.records is not null;
 
 create or replace view tailrace.delivery_depth as
 select kind, state, count(*)::bigint as deliveries, coalesce(extract(epoch from tailrace.clock() - min(created_at)), 0)::float8 as oldest_seconds
