@@ -24,8 +24,8 @@ cross join lateral (select * from tailrace.results x where x.version_id = v.id a
 join tailrace.pipelines p on p.id = v.pipeline_id
 join tailrace.sources s on s.id = r.source_id
 where not exists (
-    select from (select j.raw_id_to from tailrace.jobs j where j.version_id = v.id and j.source_id = r.source_id and j.raw_id <= r.id
-                 order by j.raw_id desc limit 1) o where o.raw_id_to >= r.id);
+    select from (select j.raw_id_to from tailrace.jobs j where j.version_id = x.version_id and j.source_id = r.source_id and j.raw_id <= x.raw_id
+                 order by j.raw_id desc limit 1) o where o.raw_id_to >= x.raw_id);
 
 -- The newest decision of a person, else what the version says that speaks for the record: the live one, or a canary for its buckets.
 create or replace view tailrace.effective_results as
@@ -50,6 +50,14 @@ select e.*, case when e.decision is null then 'auto' else e.decision end as appr
 from tailrace.effective_results e
 where e.status = 'ok' and (e.decision in ('approve', 'edit') or (e.decision is null and not e.needs_review));
 
+-- Versions that have open work: one index probe each, whatever the planner knows.
+create or replace view tailrace.working_versions as
+with recursive t(id) as (
+  (select j.version_id from tailrace.jobs j order by j.version_id limit 1)
+  union all
+  select (select j.version_id from tailrace.jobs j where j.version_id > t.id order by j.version_id limit 1) from t where t.id is not null)
+select id from t where id is not null;
+
 -- Age of the oldest record that is due, by the database's clock: the first thing to alert on. One index probe per source.
 create or replace view tailrace.queue_lag as
 with held as materialized (  -- one pass for all versions
@@ -71,7 +79,7 @@ left join lateral (
     where j.version_id = v.id and j.lane = l.lane and j.source_id = s.id and j.state = 'r' order by j.raw_id limit 1) j
   union all
   select h.run_at from held h where h.version_id = v.id and h.lane = l.lane) o on true
-where v.state in ('live', 'shadow') or exists (select from tailrace.jobs j where j.version_id = v.id)
+where v.state in ('live', 'shadow') or v.id in (select id from tailrace.working_versions)
 group by p.name, v.name, l.lane;
 
 create or replace view tailrace.queue_depth as
@@ -93,7 +101,9 @@ create or replace view tailrace.source_silence as
 select s.name as source, (s.spec ->> 'silence')::float8 as silence, extract(epoch from tailrace.clock() - coalesce(r.observed_at, s.created_at))::float8 as seconds,
        tailrace.clock() - coalesce(r.observed_at, s.created_at) > make_interval(secs => (s.spec ->> 'silence')::float8) as exceeded
 from tailrace.sources s
-left join lateral (select r.observed_at from tailrace.raw_records r where r.source_id = s.id order by r.id desc limit 1) r on true
+left join lateral (  -- the newest of the source by the index on (source_id, id), which no other order of reading can answer
+  select r.source_id, r.observed_at from tailrace.raw_records r where (r.source_id, r.id) <= (s.id, 9223372036854775807)
+  order by r.source_id desc, r.id desc limit 1) r on r.source_id = s.id
 where s.active and s.spec ->> 'silence' is not null;
 
 -- Holes within what a source was seen to cover, in its time or in its dense ids.
@@ -112,11 +122,13 @@ where r.kind = 'backfill' and r.state in ('active', 'paused', 'failed');
 
 create or replace view tailrace.unrunnable as
 with idle as materialized (
-  select v.id, p.name as pipeline, v.name as version from tailrace.versions v join tailrace.pipelines p on p.id = v.pipeline_id
+  select v.id, p.name as pipeline, v.name as version
+  from tailrace.working_versions o join tailrace.versions v on v.id = o.id join tailrace.pipelines p on p.id = v.pipeline_id
   where not exists (select from tailrace.workers w where v.id = any (w.versions) and w.seen_at > tailrace.clock() - interval '2 minutes'))
 select i.pipeline, i.version, j.records
-from idle i cross join lateral (select sum(j.n_rows)::bigint as records from tailrace.jobs j where j.version_id = i.id) j
-where j.records is not null;
+from idle i join (
+  select version_id, sum(n_rows)::bigint as records from tailrace.jobs
+  where exists (select from idle) and version_id = any (array(select id from idle)) group by version_id) j on j.version_id = i.id;
 
 create or replace view tailrace.delivery_depth as
 select kind, state, count(*)::bigint as deliveries, coalesce(extract(epoch from tailrace.clock() - min(created_at)), 0)::float8 as oldest_seconds
