@@ -14,6 +14,7 @@ import orjson
 from collector.breaker import Breaker
 from collector.catchup import Means
 from collector.control import Bounds, Decision, decide
+from collector.positions import position_of, within
 from collector.raw import defects_of
 from collector.sources import Chunked, Page, Source, Window
 from collector.sources.answers import Denied, Limited
@@ -103,7 +104,7 @@ class History:
             if held or decision.wait:
                 await self._pause(run, held or decision.wait, decision.because if not held else "it is held at present")
                 continue
-            at = _inner(orjson.loads(look["position"]), spec)
+            at = _inner(position_of(look["position"], self._source.name), spec)
             await self._chunk(chunked, window, report, at, decision, spec)
             if report.error:
                 return
@@ -186,10 +187,10 @@ class History:
 def _inner(position: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
     """Where this window, or the whole history, stands."""
     if not spec:
-        return dict(position.get(WHOLE) or {})
-    mine = position.get(PART) or {}
+        return within(position, WHOLE)
+    mine = within(position, PART)
     bounds = orjson.loads(orjson.dumps(spec))
-    return dict(mine.get("at") or {}) if mine.get("bounds") == bounds else {}
+    return within(mine, "at") if mine.get("bounds") == bounds else {}
 
 
 def _outer(page: Page, spec: dict[str, Any]) -> dict[str, Any]:

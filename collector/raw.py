@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import asyncpg
-import orjson
 
 from collector.sources import Page, Polled, Source
 from worker.core.crashpoint import crashpoint
@@ -41,13 +40,6 @@ async def register(pool: asyncpg.Pool, settings: Settings, names: list[str], sou
         specs.append(as_json(settings.sources[name].model_dump(exclude={"kind"}) | facts))
     rows = await pool.fetch("select * from tailrace.register_sources($1, $2)", names, specs)
     return {row["name"]: row["id"] for row in rows}
-
-
-async def positions(pool: asyncpg.Pool, source_id: int, lane: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Where this lane stands (0 live, 1 backfill), and where the other one does."""
-    rows = dict(await pool.fetch("select lane, position from tailrace.cursors where source_id = $1", source_id))
-    mine, other = (orjson.loads(rows.get(n, "{}")) for n in (lane, 1 - lane))
-    return mine, other
 
 
 class Appender:

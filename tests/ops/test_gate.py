@@ -160,3 +160,12 @@ def test_the_evidence_in_a_comparison():
     assert (unknown.cost_a, unknown.cost_b, unknown.differing) == (None, None, None)
     nothing = of(compared(0, facts.Sums(0, 0.0, None, None), None))
     assert (nothing.records, nothing.effects, nothing.cost_a) == (0, None, None)
+
+
+def test_config_shows_a_gate_as_it_is(tailrace, tmp_path):
+    (tmp_path / "tailrace.toml").write_text('[pipelines.p]\nprocessor = "echo"\n[pipelines.p.gate]\nfields = { category = 0.02 }\nmost_cost = 1.25\n')
+    shown = {line.split()[0]: line.split() for line in tailrace("config").out.splitlines() if ".gate." in line}
+    assert shown["pipelines.p.gate.alpha"][1:3] == ["0.05", "default"]
+    assert shown["pipelines.p.gate.most_cost"][1] == "1.25"
+    origins = {row["setting"]: row["origin"] for row in tailrace("config", "--json").value}
+    assert origins["pipelines.p.gate.fields"] == str(tmp_path / "tailrace.toml")

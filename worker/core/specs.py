@@ -22,7 +22,7 @@ def listed(value: Any) -> Any:
         raise ValueError(f"this begins like a JSON array and is none: {error}") from None
 
 
-Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0, le=100 * 366 * 86400)]  # a hundred years: sums with times stay times
 Names = Annotated[list[str], BeforeValidator(listed)]
 
 
