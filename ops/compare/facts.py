@@ -109,7 +109,7 @@ class Field:
     distinct_b: int
     chance: float
     sources: tuple[Cluster, ...] = ()
-    changes: tuple[Change, ...] = ()  # the most frequent ones
+    changes: tuple[Change, ...] = ()  # the most frequent ones of those that the sample has
     truth: Truth | None = None
 
 

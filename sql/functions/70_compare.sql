@@ -253,21 +253,25 @@ begin
   from valued v group by v.no;
 end $$;
 
--- The most frequent changes of a field, with the values themselves.
+-- The most frequent changes of a field, with the values themselves. Those of the sample are counted over all records.
 create or replace function tailrace.compare_changes(p_a int, p_b int, p_place_a int, p_place_b int, p_fields text[], p_most int)
 returns table (no int, a text, b text, records bigint) language plpgsql set work_mem = '64MB' set plan_cache_mode = force_custom_plan as $$
 #variable_conflict use_column
 begin
   return query
-  with counted as (
-    select d.no, min(d.raw_id) as raw_id, count(*) as n, row_number() over (partition by d.no order by count(*) desc, min(d.raw_id)) as rank
-    from pg_temp.tailrace_differences d where d.no >= 0 group by d.no, d.a, d.b)
+  with candidates as (
+    select d.no, coalesce(d.a, 0) as a, coalesce(d.b, 0) as b, row_number() over (partition by d.no order by count(*) desc, min(d.raw_id)) as rank
+    from pg_temp.tailrace_differences d join pg_temp.tailrace_sampled s on s.raw_id = d.raw_id where d.no >= 0 group by 1, 2, 3),
+  counted as (
+    select d.no, min(d.raw_id) as raw_id, count(*) as n from candidates k
+    join pg_temp.tailrace_differences d on d.no = k.no and coalesce(d.a, 0) = k.a and coalesce(d.b, 0) = k.b
+    where k.rank <= p_most group by d.no, k.a, k.b)
   select k.no, left(case k.no when 0 then a.status else tailrace.field_of(a.output, p_fields[k.no])::text end, 80),
          left(case k.no when 0 then b.status else tailrace.field_of(b.output, p_fields[k.no])::text end, 80), k.n
   from counted k join pg_temp.tailrace_compared c on c.raw_id = k.raw_id
   join tailrace.results a on a.version_id = p_a and a.raw_id = c.raw_id and a.rerun = c.reruns[p_place_a]
   join tailrace.results b on b.version_id = p_b and b.raw_id = c.raw_id and b.rerun = c.reruns[p_place_b]
-  where k.rank <= p_most order by k.no, k.n desc, k.raw_id;
+  order by k.no, k.n desc, k.raw_id;
 end $$;
 
 -- The records that differ in most fields (the status is one), side by side.
