@@ -15,12 +15,12 @@ from worker.line import Line
 EIGHTH = 8  # at least one claim in eight goes to the catch-up and replay lanes
 SOURCES = 8  # sources per claim
 FORGET = 2.0  # seconds after which lower bounds and the list of ready sources are read anew
-REPLAY = 2  # the lane of replays
+LIVE, REPLAY = 0, 2  # lanes; between them the one of catch-ups
 ALONE = 1.0  # seconds of suspects in a row before ordinary work goes on
 
 
 class Feeder:
-    """Keeps the lines supplied. Fair over sources, live before replay, suspects alone."""
+    """Keeps the lines supplied. Fair over sources, live before replay and never waiting for a claim of it, suspects alone."""
 
     def __init__(self, jobs: Jobs, lines: list[Line], poll: float) -> None:
         self._jobs = jobs
@@ -30,9 +30,11 @@ class Feeder:
         self._ready: dict[tuple[int, int], set[int]] = {}
         self._lows: dict[tuple[int, int, int], int] = {}
         self._afforded: dict[int, int] = {}  # version: records that the budget of its replay still allows
+        self._rung: set[int] = set()  # sources whose bell rang while a question was under way: its answer may be older
         self._suspects: set[int] = set()
         self._looked = -1e9
         self._known = False
+        self._slow: asyncio.Task[None] | None = None  # the claim of catch-up or replay work that is under way
         self._claims = 0
         self._normal = 0
         self.wake = asyncio.Event()
@@ -45,11 +47,16 @@ class Feeder:
         if source_id is None:
             self._looked = -1e9
         else:
-            for version in self._by_version:
-                self._ready.setdefault((version, 0), set()).add(source_id)
+            self._rung.add(source_id)
+            self._expect({source_id})
         self.wake.set()
 
+    def _expect(self, sources: set[int]) -> None:
+        for version in self._by_version if sources else ():
+            self._ready.setdefault((version, LIVE), set()).update(sources)
+
     async def step(self) -> float:
+        self._collect()
         if self.stopping or self.budget == 0:
             return self._poll
         if time.monotonic() - self._looked > FORGET and (self._ready or self._idle() or time.monotonic() - self._looked > self._poll):
@@ -63,8 +70,22 @@ class Feeder:
                 self.quiet()
             return self._poll
         line, lane = choice
-        await self._claim(line, lane)
+        if lane == LIVE or self.budget is not None:
+            await self._claim(line, lane)
+        else:
+            self._slow = asyncio.create_task(self._claim(line, lane), name="feed-slow")
+            self._slow.add_done_callback(lambda _: self.wake.set())
         return 0.0
+
+    def _collect(self) -> None:
+        if self._slow and self._slow.done():
+            slow, self._slow = self._slow, None
+            slow.result()
+
+    async def ended(self) -> None:
+        """Waits for the claim that is under way, so that what it brings is given back. Its error is of no interest any more."""
+        if self._slow:
+            await asyncio.wait([self._slow])
 
     @property
     def exhausted(self) -> bool:
@@ -72,11 +93,12 @@ class Feeder:
         return self._known and not self._ready and not self._suspects and self._idle()
 
     def _idle(self) -> bool:
-        return not any(line.held for line in self._lines)
+        return self._slow is None and not any(line.held for line in self._lines)
 
     async def _look(self) -> None:
         self._known = False
         self._looked = time.monotonic()  # before the question: a ring while it is answered asks again
+        self._rung.clear()
         found = await self._jobs.peek(list(self._by_version))
         self._lows.clear()
         self._ready.clear()
@@ -85,11 +107,12 @@ class Feeder:
         for version, lane, source, _ in found:
             if lane >= 0:
                 self._ready.setdefault((version, lane), set()).add(source)
+        self._expect(self._rung)
         self._known = True
 
     def _choose(self) -> tuple[Line, int] | None:
         """A line with room, in the best lane that has ready work; every eighth claim begins at the slow lanes."""
-        lanes = (1, 2, 0) if self._claims % EIGHTH == EIGHTH - 1 else (0, 1, 2)
+        lanes = (LIVE,) if self._slow else (1, 2, LIVE) if self._claims % EIGHTH == EIGHTH - 1 else (LIVE, 1, 2)
         open_lines = [line for line in self._lines if line.room()]
         random.shuffle(open_lines)
         for lane in lanes:
@@ -108,6 +131,8 @@ class Feeder:
             return
         limit = max(1, room // line.runnable.slice_size)
         each = -(-limit // len(sources))
+        if lane == LIVE:
+            self._rung.clear()
         pieces = await self._jobs.claim(line.runnable, lane, [(s, self._lows.get((*key, s), 0)) for s in sources], each, limit)
         self._claims += 1
         self._normal += 1
@@ -139,7 +164,7 @@ class Feeder:
         for piece in pieces:
             got[piece.source_id] += 1
         ready = self._ready.get(key, set())
-        ready.difference_update(s for s, n in got.items() if n < each)
+        ready.difference_update(s for s, n in got.items() if n < each and not (s in self._rung and key[1] == LIVE))
         if not ready:
             self._ready.pop(key, None)
 
@@ -163,6 +188,7 @@ class Feeder:
         while not self._idle() and not self.stopping:
             self.wake.clear()
             await self.wake.wait()
+            self._collect()
 
     def _report(self, line: Line, lane: int, pieces: list[Slice]) -> None:
         due = from_binary(min(p.due for p in pieces)).timestamp()

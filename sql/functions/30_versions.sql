@@ -104,24 +104,23 @@ create or replace function tailrace.bucket(p_source text, p_external text) retur
 $$;
 
 -- Unclaimed work of a retired version becomes work of its successor, where that one has neither work nor result for it: p_limit slices.
+-- `offset 0`: asked job by job, on any statistics, until enough are found.
 drop function if exists tailrace.move_open_work(int, int, boolean);
 create or replace function tailrace.move_open_work(p_from int, p_to int, p_started boolean, p_limit int) returns int language plpgsql
 security definer set search_path = tailrace, pg_temp
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare v_moved int;
 begin
   perform pg_advisory_xact_lock(7412, p_to);
-  with picked as materialized (
-    select j.version_id, j.source_id, j.raw_id from jobs j
+  update jobs j set version_id = p_to, share = null
+  where j.ctid = any (array(  -- all are chosen before the first moves: what moved already is no neighbour to step over
+    select j.ctid from jobs j
     where j.version_id = p_from and j.state <> 'c' and j.rerun = 0 and (p_started or (j.attempt = 0 and j.crashes = 0))
       and not exists (select from (select o.raw_id_to from jobs o where o.version_id = p_to and o.source_id = j.source_id and o.raw_id <= j.raw_id_to
                                    order by o.raw_id desc limit 1) o where o.raw_id_to >= j.raw_id)
-      and not exists (select from raw_records r join results x on x.version_id = p_to and x.raw_id = r.id
-                      where r.source_id = j.source_id and r.id between j.raw_id and j.raw_id_to)
-    limit p_limit for update skip locked),
-  taken as (
-    delete from jobs j using picked p where j.version_id = p.version_id and j.source_id = p.source_id and j.raw_id = p.raw_id returning j.*)
-  insert into jobs select (jsonb_populate_record(null::jobs, to_jsonb(t) || jsonb_build_object('version_id', p_to, 'share', null))).* from taken t;
+      and not exists (select from raw_records r cross join lateral (select from results x where x.version_id = p_to and x.raw_id = r.id limit 1) x
+                      where r.source_id = j.source_id and r.id between j.raw_id and j.raw_id_to offset 0)
+    limit p_limit for update skip locked));
   get diagnostics v_moved = row_count;
   return v_moved;
 end $$;
@@ -130,23 +129,23 @@ end $$;
 -- and nobody is left to wish it. Such a record is done once more by the successor, aloud (its next rerun); what it has not done at all is opened.
 create or replace function tailrace.hand_over(p_from int, p_to int, p_limit int) returns int language plpgsql
 security definer set search_path = tailrace, pg_temp
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare v_moved int;
 begin
   with taken as (
-    delete from jobs j using (
-      select j.version_id, j.source_id, j.raw_id from jobs j
+    delete from jobs j where j.ctid = any (array(
+      select j.ctid from jobs j
       where j.version_id = p_from and j.state <> 'c' and j.rerun = 0
-        and not exists (select from jobs o where o.version_id = p_to and o.source_id = j.source_id and o.raw_id <= j.raw_id_to and o.raw_id_to >= j.raw_id)
-      limit p_limit for update skip locked) p
-    where j.version_id = p.version_id and j.source_id = p.source_id and j.raw_id = p.raw_id
+        and not exists (select from (select o.raw_id_to from jobs o where o.version_id = p_to and o.source_id = j.source_id and o.raw_id <= j.raw_id_to
+                                     order by o.raw_id desc limit 1) o where o.raw_id_to >= j.raw_id)
+      limit p_limit for update skip locked))
     returning j.*)
   insert into jobs (version_id, source_id, raw_id, raw_id_to, n_rows, lane, rerun, quiet, run_at)
   select p_to, t.source_id, r.id, r.id, 1, t.lane, coalesce(x.rerun + 1, 0), t.quiet, clock()
   from taken t join raw_records r on r.source_id = t.source_id and r.id between t.raw_id and t.raw_id_to
   left join lateral (select rerun from results x where x.version_id = p_to and x.raw_id = r.id order by x.rerun desc limit 1) x on true
   where x.rerun is null or (not t.quiet and exists (select from effects e where e.version_id = p_to and e.raw_id = r.id and e.rerun = x.rerun and e.verdict = 'suppressed'
-                                                   and e.reason = 'shadow'));
+                                                   and e.reason = 'shadow' offset 0));
   get diagnostics v_moved = row_count;
   return v_moved;
 end $$;

@@ -352,16 +352,19 @@ $$;
 -- What is left of these versions: due now, held by somebody, due later (delayed, or of a paused version), runs that have more to open.
 create or replace function tailrace.open_work(p_versions int[])
 returns table (due bigint, held bigint, later bigint, runs bigint, next_seconds double precision) language sql stable as $$
-  with work as (
-    select j.state, j.n_rows, case when p.open_until > tailrace.clock() then greatest(p.open_until, j.run_at) else j.run_at end as run_at,
-           j.state <> 'c' and (p.open_until > tailrace.clock() or (j.state = 'd' and j.run_at > tailrace.clock()) or (j.lane = 2 and h.id is not null)) as waits
-    from tailrace.jobs j left join tailrace.quotas p on p.name = 'version:' || j.version_id and p.breaker = 'open'
-    left join lateral (select r.id from tailrace.runs r where r.version_id = j.version_id and r.kind = 'replay' and r.state = 'paused' limit 1) h on true
-    where j.version_id = any (p_versions))
-  select coalesce(sum(n_rows) filter (where state <> 'c' and waits is not true), 0),
+  with versions as materialized (  -- asked once, not for each job
+    select v as id, tailrace.clock() as now,
+           (select q.open_until from tailrace.quotas q where q.name = 'version:' || v and q.breaker = 'open' and q.open_until > tailrace.clock()) as paused_until,
+           exists (select from tailrace.runs r where r.version_id = v and r.kind = 'replay' and r.state = 'paused') as held
+    from unnest(p_versions) v),
+  work as (
+    select j.state, j.n_rows, greatest(v.paused_until, j.run_at) as run_at, v.now,
+           j.state <> 'c' and (v.paused_until is not null or (j.state = 'd' and j.run_at > v.now) or (j.lane = 2 and v.held)) as waits
+    from versions v join tailrace.jobs j on j.version_id = v.id)
+  select coalesce(sum(n_rows) filter (where state <> 'c' and not waits), 0),
          coalesce(sum(n_rows) filter (where state = 'c'), 0),
          coalesce(sum(n_rows) filter (where waits), 0),
          (select count(*) from tailrace.runs r where r.version_id = any (p_versions) and r.state = 'active' and r.position < r.position_to),
-         extract(epoch from min(run_at) filter (where waits) - tailrace.clock())::float8
+         extract(epoch from min(run_at) filter (where waits) - min(now))::float8
   from work
 $$;

@@ -121,6 +121,8 @@ def _entry_model(model: type[BaseModel], name: str) -> tuple[type[BaseModel] | N
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
     args: tuple[Any, ...] = getattr(annotation, "__args__", ())
+    if len(args) == 2 and args[1] is type(None) and isinstance(args[0], type) and issubclass(args[0], BaseModel):  # noqa: PLR2004  Model | None
+        return args[0], False
     if len(args) == 2 and isinstance(args[1], type) and issubclass(args[1], BaseModel):  # noqa: PLR2004  dict[str, Model]
         return args[1], True
     return None, False
