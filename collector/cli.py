@@ -14,7 +14,6 @@ from collector.live import live
 from worker.core import log, options
 from worker.core.embedded import database_url
 from worker.core.settings import read
-from worker.core.specs import listed
 from worker.core.times import parse_window
 
 
@@ -34,7 +33,9 @@ def parse(argv: Sequence[str]) -> Any:
     again.add_argument("--failed", action="store_true", help="only records whose newest result is failed")
     again.add_argument("--force", action="store_true", help="also records that have a result: it stays, a new rerun is added")
     for command in (back, again):
-        command.add_argument("--source", action="append", metavar="S", help="only these sources; may be repeated, or a comma list")
+        command.add_argument(
+            "--source", action="append", type=options.names, metavar="S", help="only these sources; may be repeated, or a comma list"
+        )
         command.add_argument("--since", metavar="T", help="only what occurred at or after this time (ISO 8601 with zone)")
         command.add_argument("--until", metavar="T", help="only what occurred before this time")
         command.add_argument("--max-records", type=options.positive, metavar="N")
@@ -42,7 +43,7 @@ def parse(argv: Sequence[str]) -> Any:
         command.add_argument("--json", action="store_true", help="print the summary as JSON")
     given = parser.parse_args(argv)
     if getattr(given, "source", None):
-        given.source = [name for entry in given.source for name in listed(entry)]
+        given.source = [name for entry in given.source for name in entry]
     return given
 
 

@@ -129,7 +129,7 @@ def date_of(headers: Any) -> dt.datetime:
     """The time of the host that answered; ours where it tells none."""
     try:
         return parsedate_to_datetime(headers["date"]).astimezone(dt.UTC)
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         return dt.datetime.now(dt.UTC)
 
 

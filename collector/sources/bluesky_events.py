@@ -13,6 +13,8 @@ from collector.sources.bluesky_values import as_json, cid_text, loaded, text_of
 
 FIREHOSE, JETSTREAM = "firehose", "jetstream"
 STATES = ("identity", "account", "handle", "tombstone")  # kinds that say something about the account itself
+_CURSORS = range(2**63)
+_OTHERWISE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)  # what something else than expected raises
 _ERROR = -1  # `op` of a frame that ends the stream
 
 
@@ -62,30 +64,47 @@ def of_frame(data: bytes | str) -> Event:
         if header["op"] == _ERROR:
             raise Refused(str(body.get("error")), str(body.get("message", "")))
         if kind == "info":
-            return Event(kind, "", None, None, body=body)
+            return _sound(Event(kind, "", None, None, body=body))
         if kind != "commit":
-            return Event(kind, str(body.get("did", "")), int(body["seq"]), body.get("time"), body.get("rev"), body=body)
+            return _sound(Event(kind, body.get("did", ""), int(body["seq"]), body.get("time"), body.get("rev"), body=body))
         whole = not body.get("tooBig") and body["ops"] is not None
-        return Event(kind, body["repo"], int(body["seq"]), body.get("time"), body["rev"], body.get("since"), whole, body, lambda: _frame_ops(body))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        named = [_named(op) for op in body["ops"] or ()]
+        at = body["repo"], int(body["seq"]), body.get("time"), body["rev"], body.get("since")
+        return _sound(Event(kind, *at, whole, body, lambda: _frame_ops(body.get("blocks"), named)))
+    except _OTHERWISE as error:
         raise Garbled(f"a frame that cannot be read: {type(error).__name__}: {error}"[:300]) from error
 
 
-def _frame_ops(body: dict[str, Any]) -> Iterator[Op]:
+def _sound(event: Event) -> Event:
+    """Raises ValueError where a member is something else than it has to be."""
+    texts = all(isinstance(text, str | None) for text in (event.rev, event.since)) and isinstance(event.did, str)
+    if not texts or not isinstance(event.body, dict) or (event.cursor is not None and event.cursor not in _CURSORS):
+        raise ValueError("a name, revision or number of it is something else")
+    return event
+
+
+def _named(op: dict[str, Any]) -> tuple[str, str, bytes | None, str]:
+    """Action, path and CID of one op of a frame, and the CID as text."""
+    cid = op.get("cid")
+    return str(op["action"]), str(op["path"]), cid, "" if cid is None else cid_text(cid)
+
+
+def _frame_ops(sent: Any, named: list[tuple[str, str, bytes | None, str]]) -> Iterator[Op]:
     try:
-        blocks, broken = blocks_of(body["blocks"]), ""
+        blocks, broken = blocks_of(sent), ""
     except (Incomplete, TypeError) as error:
         blocks, broken = {}, str(error)
-    for op in body["ops"]:
-        cid, action, path = op.get("cid"), str(op["action"]), str(op["path"])
+    for action, path, cid, text in named:
         if action == "delete" or cid is None:
-            yield Op("delete", path)
+            yield Op("delete", str(path))
             continue
         block = blocks.get(cid, b"")
         try:
-            yield Op(action, path, cid_text(cid), as_json(block)) if block else Op(action, path, cid_text(cid), why=broken or "its block is missing")
+            yield (
+                Op(str(action), str(path), text, as_json(block)) if block else Op(str(action), str(path), text, why=broken or "its block is missing")
+            )
         except ValueError as error:
-            yield Op(action, path, cid_text(cid), why=f"not DAG-CBOR: {error}", block=block)
+            yield Op(str(action), str(path), text, why=f"not DAG-CBOR: {error}", block=block)
 
 
 def of_line(data: bytes | str) -> Event:
@@ -97,10 +116,10 @@ def of_line(data: bytes | str) -> Event:
         kind, cursor = str(event["kind"]), int(event["time_us"])
         body = event.get(kind)
         if kind != "commit":
-            return Event(kind, event["did"], cursor, (body or {}).get("time"), body=body or {})
+            return _sound(Event(kind, event["did"], cursor, (body or {}).get("time"), body=body or {}))
         op = _line_op(body)
-        return Event(kind, event["did"], cursor, None, body["rev"], body=body, ops=lambda: iter((op,)))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return _sound(Event(kind, event["did"], cursor, None, body["rev"], body=body, ops=lambda: iter((op,))))
+    except _OTHERWISE as error:
         raise Garbled(f"a message that cannot be read: {type(error).__name__}: {error}"[:300]) from error
 
 
@@ -108,6 +127,6 @@ def _line_op(body: dict[str, Any]) -> Op:
     path = f"{body['collection']}/{body['rkey']}"
     if body["operation"] == "delete":
         return Op("delete", path)
-    if not body.get("cid") or not isinstance(body.get("record"), dict):
-        return Op(body["operation"], path, body.get("cid"), why="it came without its record")
+    if not isinstance(body.get("cid"), str) or not isinstance(body.get("record"), dict):
+        return Op(body["operation"], path, None, why="it came without its record")
     return Op(body["operation"], path, body["cid"], text_of(body["record"]))

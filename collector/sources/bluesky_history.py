@@ -40,6 +40,8 @@ class History:
     async def latest(self) -> str:
         """The newest revision. Raises Gone where the host does not give the repository."""
         answer = await self._asked("com.atproto.sync.getLatestCommit", "did")
+        if not isinstance(answer, dict) or not isinstance(answer.get("rev"), str):
+            raise Unavailable("getLatestCommit answered something else: there is no revision in it")
         return str(answer["rev"])
 
     async def parts(self, latest: str, after: str = "") -> AsyncGenerator[Part, None]:
@@ -98,16 +100,20 @@ class History:
             "com.atproto.repo.listRecords", "repo", collection=collection, limit=min(size, MOST_LISTED), cursor=cursor, reverse=True
         )
         try:
-            rows = [(r["uri"].split("/", 3)[3], r["cid"], text_of(r["value"])) for r in answer["records"]]
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            rows = [(r["uri"].split("/", 3)[3], r["cid"] + "", text_of(r["value"])) for r in answer["records"]]
+            following = (answer.get("cursor") or "") + ""
+        except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise Unavailable(f"listRecords of {collection} answered something else: {error!r}") from error
         records = [self._maker.listed(self._home.did, path, cid, value, rev, {"via": "list"}) for path, cid, value in rows]
-        return Part(rev, [path for path, _, _ in rows], records), (answer.get("cursor") or None) if rows else None
+        return Part(rev, [path for path, _, _ in rows], records), (following or None) if rows else None
 
     async def collections(self) -> list[str]:
         """The wanted ones that the repository has, in the order of paths."""
         answer = await self._asked("com.atproto.repo.describeRepo", "repo")
-        return sorted((name for name in answer["collections"] if wanted(self._collections, name)), key=lambda name: f"{name}/")
+        named = answer.get("collections") if isinstance(answer, dict) else None
+        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+            raise Unavailable("describeRepo answered something else: there are no collections in it")
+        return sorted((name for name in named if wanted(self._collections, name)), key=lambda name: f"{name}/")
 
     async def _asked(self, method: str, what: str, **more: Any) -> Any:
         """Asks the account's host; where that refuses, whether it lives elsewhere by now."""

@@ -61,9 +61,10 @@ class Home:
             document = await self._client.json(self._document(), {})
         except Missing as error:
             raise Denied(self._name, f"there is no account {self.did}: {error}", "check the name of the source, and `plc`") from error
-        for service in document.get("service") or []:
-            if str(service.get("id", "")).endswith(_SERVICE):
-                return str(service["serviceEndpoint"]).rstrip("/")
+        listed = document.get("service") if isinstance(document, dict) else None
+        for service in listed if isinstance(listed, list) else ():
+            if isinstance(service, dict) and str(service.get("id", "")).endswith(_SERVICE):
+                return str(service.get("serviceEndpoint")).rstrip("/")
         raise Denied(self._name, f"{self.did} names no host of its repository", "the account was given up, or lives outside of the network")
 
     def _document(self) -> str:

@@ -13,6 +13,7 @@ from collector.sources.bluesky_car import Entry
 from collector.sources.bluesky_events import Event, Op
 from collector.sources.bluesky_values import as_json, text_of, tid_time
 from worker.core.models import RawRecord
+from worker.core.texts import as_json as fitting
 
 _ESCAPES = ("\\u0000", "\\ud", "\\uD")  # what jsonb may refuse
 
@@ -36,7 +37,7 @@ class Maker:
         """One op of a commit."""
         at = tid_time(event.rev)
         if op.action == "delete":
-            payload = text_of({"uri": f"at://{event.did}/{op.path}", "rev": event.rev})
+            payload = fitting({"uri": f"at://{event.did}/{op.path}", "rev": event.rev})
             return RawRecord(self.key(event.did, op.path), TOMBSTONE, payload, None, "delete", at, at, meta)
         if op.record is None or op.cid is None:  # what comes with it later must differ from this
             digest = digest_of(f"without {op.cid}".encode())
@@ -69,7 +70,7 @@ class Maker:
     def gone(self, did: str, path: str, rev: str | None, meta: dict[str, Any]) -> RawRecord:
         """A record that the repository at `rev` no longer has."""
         at = tid_time(rev)
-        return RawRecord(self.key(did, path), TOMBSTONE, text_of({"uri": f"at://{did}/{path}"}), None, "delete", at, at, meta)
+        return RawRecord(self.key(did, path), TOMBSTONE, fitting({"uri": f"at://{did}/{path}"}), None, "delete", at, at, meta)
 
     def _record(
         self, did: str, path: str, cid: str, record: str, rev: str | None, at: dt.datetime | None, op: Any, meta: dict[str, Any]
@@ -89,13 +90,13 @@ def stated(event: Event, meta: dict[str, Any]) -> RawRecord:
     """What became of an account. Its key has no number of the host: the newest revision is how the account stands."""
     at = instant(event.time)
     news = [event.body.get("active"), event.body.get("status")] if event.kind == "account" else [event.body.get("handle"), str(event.time)]
-    payload = text_of({"kind": event.kind, event.kind: event.body})
-    return RawRecord(short(f"{event.kind}/{event.did}"), digest_of(orjson.dumps(news)), payload, None, "create", at, at, meta)
+    payload = fitting({"kind": event.kind, event.kind: event.body})
+    return RawRecord(short(f"{event.kind}/{event.did}"), digest_of(fitting(news).encode()), payload, None, "create", at, at, meta)
 
 
 def informed(event: Event, host: str, cursor: int | None) -> RawRecord:
     """What a host says about the stream itself, e.g. that the cursor is older than what it keeps."""
-    payload = text_of({"kind": "info", "host": host, "cursor": cursor, "info": event.body})
+    payload = fitting({"kind": "info", "host": host, "cursor": cursor, "info": event.body})
     return RawRecord(short(f"info/{host}/{cursor}"), digest_of(payload.encode()), payload)
 
 

@@ -24,6 +24,7 @@ PAUSE, LONGEST = 60.0, 7200.0  # seconds: where a limit does not say how long; m
 _RATE = frozenset({"RATE_LIMITED", "RATE_LIMIT"})
 _NO = frozenset({"FORBIDDEN", "INSUFFICIENT_SCOPES", "UNAUTHORIZED", "UNAUTHENTICATED"})
 _ASKED_WRONG = frozenset({"EXCESSIVE_PAGINATION", "MAX_NODE_LIMIT_EXCEEDED", "MISSING_PAGINATION_BOUNDARIES"})
+_WHOLE = re.compile(r"[0-9]{1,15}")
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _TOO_MANY = 401, 403, 404, 429
 
 
@@ -174,13 +175,13 @@ def _clock(headers: httpx.Headers) -> dt.datetime:
     """What time it is at the service; ours where it does not say."""
     try:
         return email.utils.parsedate_to_datetime(headers.get("date", "")).astimezone(dt.UTC)
-    except ValueError:
+    except (ValueError, OverflowError):
         return dt.datetime.now(dt.UTC)
 
 
 def _wait(headers: httpx.Headers) -> float:
     """Seconds until a limit ends: Retry-After, else the reset of the budget."""
     wait, reset = headers.get("retry-after", ""), headers.get("x-ratelimit-reset", "")
-    if wait.isdigit():
+    if _WHOLE.fullmatch(wait):
         return float(wait)
-    return float(reset) - _clock(headers).timestamp() if reset.isdigit() else PAUSE
+    return float(reset) - _clock(headers).timestamp() if _WHOLE.fullmatch(reset) else PAUSE

@@ -80,8 +80,8 @@ class Export:
                     break
                 if len(batch) % BREATH == 0:
                     await asyncio.sleep(0)
-        except Cut as cut:
-            broken.append(cut)
+        except (ValueError, RecursionError) as error:  # whatever is no JSON; chats within chats within chats
+            broken.append(error if isinstance(error, Cut) else Cut(f"not readable: {error}"[:300]))
         return batch
 
 

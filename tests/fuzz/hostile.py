@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 SHORT_SECONDS = 45  # what all of tests/fuzz takes in `make test`; `make fuzz` runs MINUTES over it as often as it fits
@@ -18,6 +18,7 @@ def often(examples):
     return settings(
         max_examples=math.ceil(examples * MINUTES * 60 / SHORT_SECONDS) if long else examples,
         derandomize=not long, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.generate, Phase.shrink], report_multiple_bugs=long,
     )  # fmt: skip
 
 
