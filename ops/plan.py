@@ -40,7 +40,7 @@ def make(connection: Connection, version: Version, spec: dict[str, Any], size: i
     for row in counts:
         row["wanted"] = row["failed"] if spec.get("failed") else max(0, row["matching"] - row["done"] - row["open"])
     wanted = sum(row["wanted"] for row in counts)
-    elsewhere = rows(connection, "select * from tailrace.answered_elsewhere(%s)", [version.id])
+    elsewhere = rows(connection, "select * from tailrace.answered_elsewhere(%s, %s)", [version.id, json_module.dumps(spec)])
     hits = 0 if spec.get("failed") or spec.get("set") else sum(row["records"] for row in elsewhere)
     asked = max(0, wanted - hits) if size is None else min(size, wanted)
     horizon = one(connection, "select coalesce(max(id), 0) as id from tailrace.raw_records")["id"]

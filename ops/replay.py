@@ -33,7 +33,7 @@ def replay(settings: Settings, loaded: Loaded, given: Any, window: tuple[dt.date
         if given.dry_run:
             as_json(facts) if given.json else print(f"would open {facts['wanted']:,} records for {pipeline} {version.name}; nothing was changed")
             return 0
-        taken = 0 if size or spec.get("failed") or spec.get("set") else _taken_over(connection, version)
+        taken = 0 if size or spec.get("failed") or spec.get("set") else _taken_over(connection, version, spec)
         run = _open(connection, version, spec, size, facts, given)
         row = _step(connection, run, version)
         if given.json:
@@ -56,9 +56,10 @@ def _promised(connection: Connection, version: Version, digest: str) -> tuple[di
     return spec, size
 
 
-def _taken_over(connection: Connection, version: Version) -> int:
-    found = rows(connection, "select * from tailrace.answered_elsewhere(%s)", [version.id])
-    return sum(one(connection, "select tailrace.take_over_answers(%s, %s) as n", [version.id, r["from_version"]])["n"] for r in found)
+def _taken_over(connection: Connection, version: Version, spec: dict[str, Any]) -> int:
+    chosen_by = json_module.dumps(spec)
+    found = rows(connection, "select * from tailrace.answered_elsewhere(%s, %s)", [version.id, chosen_by])
+    return sum(one(connection, "select tailrace.take_over_answers(%s, %s, %s) as n", [version.id, r["from_version"], chosen_by])["n"] for r in found)
 
 
 def _open(connection: Connection, version: Version, spec: dict[str, Any], size: int | None, facts: dict[str, Any], given: Any) -> int:

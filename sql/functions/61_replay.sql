@@ -1,5 +1,10 @@
 -- Replays: planned, opened, held within a budget, paused and cancelled. Opening is a run of 60_runs; a replay stays active until its work is done.
 
+create or replace function tailrace.in_window(p_spec jsonb, p_occurred timestamptz) returns boolean language sql stable as $$
+  select (p_spec ->> 'since' is null or p_occurred >= (p_spec ->> 'since')::timestamptz)
+     and (p_spec ->> 'until' is null or p_occurred < (p_spec ->> 'until')::timestamptz)
+$$;
+
 -- What a selection matches, by source: {sources, since, until, failed, force, set}. `wanted` has neither result nor open job (failed: its newest
 -- result is failed).
 create or replace function tailrace.plan_counts(p_version int, p_wants text[], p_spec jsonb)
@@ -10,18 +15,14 @@ security definer set search_path = tailrace, pg_temp set work_mem = '64MB' as $$
     where s.name like any (p_wants) and (p_spec -> 'sources' is null or to_jsonb(s.id) <@ (p_spec -> 'sources'))),
   matched as (
     select r.source_id, count(*) as n from raw_records r
-    where r.source_id in (select id from chosen)
-      and (p_spec ->> 'since' is null or r.occurred_at >= (p_spec ->> 'since')::timestamptz)
-      and (p_spec ->> 'until' is null or r.occurred_at < (p_spec ->> 'until')::timestamptz)
+    where r.source_id in (select id from chosen) and in_window(p_spec, r.occurred_at)
       and (p_spec ->> 'set' is null or r.id in (select set_members(p_spec ->> 'set')))
     group by 1),
   results_of as (
     select r.source_id, count(*) as n, count(*) filter (where x.status = 'failed') as failed
     from (select distinct on (x.raw_id) x.raw_id, x.status from results x where x.version_id = p_version order by x.raw_id, x.rerun desc) x
     join raw_records r on r.id = x.raw_id
-    where r.source_id in (select id from chosen)
-      and (p_spec ->> 'since' is null or r.occurred_at >= (p_spec ->> 'since')::timestamptz)
-      and (p_spec ->> 'until' is null or r.occurred_at < (p_spec ->> 'until')::timestamptz)
+    where r.source_id in (select id from chosen) and in_window(p_spec, r.occurred_at)
       and (p_spec ->> 'set' is null or r.id in (select set_members(p_spec ->> 'set')))
     group by 1),
   open_of as (
@@ -73,16 +74,20 @@ security definer set search_path = tailrace, pg_temp as $$
 $$;
 
 -- Records that a version of the same fingerprint under another name has answered, and this one not.
-create or replace function tailrace.answered_elsewhere(p_version int) returns table (from_version int, records bigint) language sql stable
+drop function if exists tailrace.answered_elsewhere(int);
+create or replace function tailrace.answered_elsewhere(p_version int, p_spec jsonb) returns table (from_version int, records bigint) language sql stable
 security definer set search_path = tailrace, pg_temp as $$
   select o.id, count(*) from versions v join versions o on o.pipeline_id = v.pipeline_id and o.fingerprint = v.fingerprint and o.id <> v.id
   join results x on x.version_id = o.id and x.status in ('ok', 'skipped')
   where v.id = p_version and not exists (select from results y where y.version_id = p_version and y.raw_id = x.raw_id)
+    and (p_spec = '{}' or exists (select from raw_records r where r.id = x.raw_id and in_window(p_spec, r.occurred_at)
+                                    and (p_spec -> 'sources' is null or to_jsonb(r.source_id) <@ (p_spec -> 'sources'))))
   group by o.id
 $$;
 
 -- The same answers need no second asking: they become results of this version, their effects intents of a replay. Not where a job is open.
-create or replace function tailrace.take_over_answers(p_version int, p_from int) returns bigint language plpgsql
+drop function if exists tailrace.take_over_answers(int, int);
+create or replace function tailrace.take_over_answers(p_version int, p_from int, p_spec jsonb) returns bigint language plpgsql
 security definer set search_path = tailrace, pg_temp as $$
 declare v_taken bigint;
 begin
@@ -94,7 +99,8 @@ begin
            coalesce(x.meta, '{}') - 'cost' || jsonb_build_object('taken_from', p_from), x.started_at, clock()
     from current_results x join raw_records r on r.id = x.raw_id join versions v on v.id = p_version
     join sources s on s.id = r.source_id and s.name like any (v.wants)
-    where x.version_id = p_from and x.status in ('ok', 'skipped')
+    where x.version_id = p_from and x.status in ('ok', 'skipped') and in_window(p_spec, r.occurred_at)
+      and (p_spec -> 'sources' is null or to_jsonb(r.source_id) <@ (p_spec -> 'sources'))
       and not exists (select from results y where y.version_id = p_version and y.raw_id = x.raw_id)
       and not exists (select from (select j.raw_id_to from jobs j where j.version_id = p_version and j.source_id = r.source_id and j.raw_id <= r.id
                                    order by j.raw_id desc limit 1) o where o.raw_id_to >= r.id)

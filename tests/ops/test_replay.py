@@ -16,6 +16,7 @@ CONFIG = """
 kind = "files"
 path = "inbox"
 id_field = "id"
+time_field = "at"
 
 [pipelines.p]
 processor = "./p.py"
@@ -55,7 +56,9 @@ class World:
         (folder / "tailrace.toml").write_text(CONFIG)
         (folder / "p.py").write_text(PROCESSOR)
         (folder / "inbox").mkdir()
-        (folder / "inbox" / "a.jsonl").write_text("".join(json.dumps({"id": n}) + "\n" for n in range(RECORDS)))
+        (folder / "inbox" / "a.jsonl").write_text(
+            "".join(json.dumps({"id": n, "at": f"2026-01-01T{n // 10:02}:00:00Z"}) + "\n" for n in range(RECORDS))
+        )
 
     def tailrace(self, *words):
         """In a thread: the command has an event loop of its own."""
@@ -133,6 +136,21 @@ async def test_the_same_fingerprint_under_another_name_is_not_asked_again(world)
     world.drain("v3")
     assert [tuple(r)[2:] for r in await world.results("v3")] == [tuple(r)[2:] for r in await world.results("v2")]
     assert await world.pool.fetchval("select count(*) from tailrace.effects where version_id = 3 and reason = 'replay'") == 20
+
+
+async def test_answers_are_taken_over_of_the_selection_only(world):
+    """What is outside the sources and the window stays open for a later replay."""
+    world.tailrace("replay", "p", "v2")
+    world.drain("v2")
+    middle = (await world.pool.fetchval("select percentile_disc(0.5) within group (order by occurred_at) from tailrace.raw_records")).isoformat()
+    inside = await world.pool.fetchval(
+        "select count(*) from tailrace.results x join tailrace.raw_records r on r.id = x.raw_id where x.version_id = 2 and x.status = 'ok' "
+        "and r.occurred_at < $1::text::timestamptz", middle,
+    )  # fmt: skip
+    assert 0 < inside < 196
+    assert world.tailrace("plan", "p", "v3", "--until", middle, "--json").value["cache_hits"] == inside
+    assert world.tailrace("replay", "p", "v3", "--until", middle, "--json").value["taken_over"] == inside
+    assert {(await world.pool.fetchval("select count(*) from tailrace.results where version_id = 3"))} == {inside}
 
 
 async def test_a_sample_is_the_same_each_time(world):
