@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,8 +23,10 @@ def checked(value: Any) -> Outcome:
     if isinstance(value, Done) and not bare(value) and (why := unstorable(value)):
         return Retry(why)
     if isinstance(value, Retry):
-        return Retry(value.reason, seconds(value.after), bool(value.counts))
-    if isinstance(value, (Done, Skip, Fail)):
+        return Retry(words(value.reason), seconds(value.after), value.counts if isinstance(value.counts, bool) else True)
+    if isinstance(value, (Skip, Fail)):
+        return value if isinstance(value.reason, str) else type(value)(words(value.reason))
+    if isinstance(value, Done):
         return value
     return Retry(f"the processor returned {type(value).__name__}; return Done, Skip, Retry or Fail")
 
@@ -45,12 +46,12 @@ def failed(error: BaseException) -> Outcome:
 
 def seconds(given: Any) -> float | None:
     """What a processor wishes to wait, at most a month; None where that is no number of seconds."""
-    usable = isinstance(given, (int, float)) and not math.isnan(given)
+    usable = isinstance(given, (int, float)) and given == given  # noqa: PLR0124  NaN is not itself
     return float(min(max(given, 0.0), LONGEST)) if usable else None
 
 
-def words(error: BaseException) -> str:
-    """What an error says of itself, if it can."""
+def words(error: object) -> str:
+    """What an error or a reason says of itself, if it can."""
     try:
         return clean(error)
     except Exception as worse:  # noqa: BLE001  an error's own __str__ may be wrong

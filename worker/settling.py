@@ -33,7 +33,7 @@ def unstorable(outcome: Done) -> str | None:
 def _misshapen(outcome: Any) -> str | None:
     """What no type checker has seen: a processor may be anybody's."""
     sure, kinds = outcome.confidence, (list, tuple)
-    if sure is not None and (not isinstance(sure, numbers.Real) or not abs(float(sure)) < _LARGEST):
+    if sure is not None and (not isinstance(sure, numbers.Real) or abs(sure) > _LARGEST or sure != sure):  # type: ignore[operator]  # noqa: PLR0124  NaN is not itself
         return f"confidence is no number from 0 to 1: {sure!r:.80}"
     if not isinstance(outcome.needs_review, bool):
         return "needs_review is neither True nor False"

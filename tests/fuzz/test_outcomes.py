@@ -79,10 +79,15 @@ outcomes = (
 @given(outcomes)
 @example(Done(rb"the text \u0000 of a program".decode()))
 @example(Done(output=Odd()))
+@example(Retry(Odd(), after=10**400, counts=Odd()))
+@example(Done(confidence=10**400))
+@example(Skip(Odd()))
+@example(Fail(Odd()))
 @example(Retry("r", after=float("nan")))
 def test_any_value_is_an_outcome(value):
     outcome = failed(value) if isinstance(value, Exception) else checked(value)
     assert isinstance(outcome, (Done, Skip, Retry, Fail))
+    assert isinstance(getattr(outcome, "reason", ""), str)
     if isinstance(outcome, Retry):
         assert outcome.after is None or 0 <= outcome.after <= 2_592_000
 
