@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from worker.core.events import emit
+from worker.core.pace import Pace
 from worker.core.times import from_binary
 from worker.jobs import Jobs, Slice
 from worker.line import Line
@@ -15,6 +16,7 @@ from worker.line import Line
 EIGHTH = 8  # at least one claim in eight goes to the catch-up and replay lanes
 SOURCES = 8  # sources per claim
 FORGET = 2.0  # seconds after which lower bounds and the list of ready sources are read anew
+LONGEST = 5.0  # the same, where reading them is slow
 REPLAY = 2  # the lane of replays
 ALONE = 1.0  # seconds of suspects in a row before ordinary work goes on
 
@@ -30,7 +32,8 @@ class Feeder:
         self._ready: dict[tuple[int, int], set[int]] = {}
         self._lows: dict[tuple[int, int, int], int] = {}
         self._afforded: dict[int, int] = {}  # version: records that the budget of its replay still allows
-        self._suspects: set[int] = set()
+        self._suspects: dict[int, int] = {}  # version: lower bound
+        self._pace = Pace(LONGEST)
         self._looked = -1e9
         self._known = False
         self._claims = 0
@@ -52,7 +55,8 @@ class Feeder:
     async def step(self) -> float:
         if self.stopping or self.budget == 0:
             return self._poll
-        if time.monotonic() - self._looked > FORGET and (self._ready or self._idle() or time.monotonic() - self._looked > self._poll):
+        since = time.monotonic() - self._looked
+        if since > FORGET and (self._ready or self._idle() or since > self._poll) and self._pace.ready():
             await self._look()
         if self._suspects and (self._normal >= EIGHTH or not self._ready):
             await self._alone()
@@ -77,12 +81,13 @@ class Feeder:
     async def _look(self) -> None:
         self._known = False
         self._looked = time.monotonic()  # before the question: a ring while it is answered asks again
-        found = await self._jobs.peek(list(self._by_version))
-        self._lows.clear()
+        with self._pace.timed():
+            found = await self._jobs.peek(list(self._by_version))
         self._ready.clear()
-        self._suspects = {v for v, lane, _, _ in found if lane < 0}
-        self._afforded = {version: most for version, lane, _, most in found if lane == REPLAY and most is not None}
-        for version, lane, source, _ in found:
+        self._suspects = {version: low for version, lane, _, _, low in found if lane < 0}
+        self._afforded = {version: most for version, lane, _, most, _ in found if lane == REPLAY and most is not None}
+        self._lows.update({(version, lane, source): low for version, lane, source, _, low in found})
+        for version, lane, source, _, _ in found:
             if lane >= 0:
                 self._ready.setdefault((version, lane), set()).add(source)
         self._known = True
@@ -146,14 +151,16 @@ class Feeder:
     async def _alone(self) -> None:
         """Records that were in a crash run with nothing beside them, one slice at a time."""
         self._normal = 0
-        line = self._by_version[min(self._suspects)]
+        version = min(self._suspects)
+        line = self._by_version[version]
         until = time.monotonic() + ALONE
         while not self.stopping and self.budget != 0 and time.monotonic() < until:
             await self._wait_idle()
-            pieces = [] if self.stopping else await self._jobs.claim_suspect(line.runnable)
+            pieces = [] if self.stopping else await self._jobs.claim_suspect(line.runnable, self._suspects[version])
             if not pieces:
-                self._suspects.discard(line.runnable.version_id)
+                del self._suspects[version]
                 break
+            self._suspects[version] = pieces[0].raw_id + 1
             self._spend(pieces)
             self._report(line, pieces[0].lane, pieces)
             line.push(pieces)
