@@ -47,6 +47,7 @@ class Feeder:
         """Work may be ready: of this source, or (None) somewhere."""
         if source_id is None:
             self._looked = -1e9
+            self._pace.again()
         else:
             for version in self._by_version:
                 self._ready.setdefault((version, 0), set()).add(source_id)
