@@ -13,7 +13,7 @@ JOBS   ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check lint format types imports rules bench chaos matrix soak compose-test clean
+.PHONY: help demo up test check lint format types imports rules bench chaos matrix soak fuzz compose-test clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -59,6 +59,9 @@ matrix: $(DEV) ## suite and chaos on other servers, through PgBouncer, without p
 
 soak: $(DEV) ## memory, descriptors, connections, dead rows, WAL and idle statements over MINUTES=10 of load
 	@MINUTES="$(MINUTES)" $(BIN)/python tests/long/soak.py
+
+fuzz: $(DEV) ## bytes from outside, many of them: files, webhook, positions, configuration, answers of services; for about MINUTES=10
+	@MINUTES="$(MINUTES)" $(BIN)/python -m pytest -n $(JOBS) -p no:cacheprovider tests/fuzz --hypothesis-profile=long
 
 compose-test: ## the image and the Compose file for real; needs a Docker engine with Compose 2
 	@$(PYTHON) tests/e2e/compose.py

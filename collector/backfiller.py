@@ -17,8 +17,9 @@ from collector.breaker import Breakers
 from collector.catchup import Means
 from collector.control import Bounds
 from collector.history import LANE, Allowance, History, Report
+from collector.positions import positions
 from collector.progress import Board, Progress
-from collector.raw import Appender, defects_of, finish_run, positions
+from collector.raw import Appender, defects_of, finish_run
 from collector.reporting import Reporter
 from collector.sources import Chunked, Closing, Fetched, Page, Source, Window, ahead
 from collector.turns import Turns

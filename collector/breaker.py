@@ -15,6 +15,7 @@ from collector.sources.answers import Denied, Limited
 from worker.core.crashpoint import crashpoint
 from worker.core.events import emit
 from worker.core.service import rest_or_wake
+from worker.core.texts import said
 
 PROBE = 60.0  # seconds that one probe of a half-open breaker may take
 FAILURES = 5  # in a row, until the breaker opens
@@ -111,14 +112,10 @@ class Breaker:
             emit("source.denied", source=self._source, reason=error.args[0], hint=f"{error.hint}; then `tailrace sources retry {self._source}`")
             return 5.0
         self._all.note(self._name)
-        pause = float(await self._pool.fetchval("select tailrace.call_failed($1, $2, $3)", self._name, _said(error), FAILURES))
+        pause = float(await self._pool.fetchval("select tailrace.call_failed($1, $2, $3)", self._name, said(error), FAILURES))
         emit("source.failed", source=self._source, error=repr(error), hint=f"tried again in {pause:g} s; the other sources go on")
         return pause
 
     async def _hold(self, names: list[str], seconds: float | None, error: Exception) -> None:
         self._all.note(*names)
-        await self._pool.execute("select tailrace.hold_calls($1, $2, $3)", names, seconds, _said(error))
-
-
-def _said(error: Exception) -> str:
-    return str(error.args[0] if error.args else repr(error)).replace("\x00", "")[:500]
+        await self._pool.execute("select tailrace.hold_calls($1, $2, $3)", names, seconds, said(error))

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import asyncpg
 
 from collector.breaker import LOOK, Breaker, Breakers, Patiently
-from collector.raw import Appender, positions
+from collector.positions import positions, within
+from collector.raw import Appender
 from collector.sources import Healing, Page, ahead
 from collector.turns import Turns
 from worker.core import service
@@ -93,7 +94,7 @@ class CatchUp:
     async def _once(self, breaker: Breaker) -> None:
         begun, appended, seen = time.monotonic(), 0, 0
         at, tail = await self._patiently(positions, self._means.pool, self._id, LANE)
-        async with aclosing(ahead(self._source.heal(at.get(KEY, {}), tail, self._known))) as pages:
+        async with aclosing(ahead(self._source.heal(within(at, KEY), tail, self._known))) as pages:
             async for page in pages:
                 await self._room()
                 row = await self._patiently(

@@ -14,10 +14,12 @@ import orjson
 from collector.breaker import Breaker
 from collector.catchup import Means
 from collector.control import Bounds, Decision, decide
+from collector.positions import position_of, within
 from collector.raw import defects_of
 from collector.sources import Chunked, Page, Source, Window
 from collector.sources.answers import Denied, Limited
 from worker.core import service
+from worker.core.texts import fit, said
 
 LANE = 1
 FAILURES = 5  # chunks that failed in a row, until the run is given up
@@ -102,7 +104,7 @@ class History:
             if held or decision.wait:
                 await self._pause(run, held or decision.wait, decision.because if not held else "it is held at present")
                 continue
-            at = _inner(orjson.loads(look["position"]), spec)
+            at = _inner(position_of(look["position"], self._source.name), spec)
             await self._chunk(chunked, window, report, at, decision, spec)
             if report.error:
                 return
@@ -129,7 +131,7 @@ class History:
             row = await self._patiently(self._means.appender.append, self._id, self._source.name, replace(page, position=_outer(page, spec)), LANE)
         except Exception as error:  # noqa: BLE001  whatever a client library raises is a chunk that failed
             self._allowed.give_back(size)
-            await self._end(chunk, report, 0, 0, str(error.args[0] if error.args else repr(error)))
+            await self._end(chunk, report, 0, 0, said(error, 2000))
             await self._after(error, report)
             return
         self._failed = 0
@@ -157,16 +159,16 @@ class History:
         pause = await self._patiently(self._breaker.failed, error)
         if isinstance(error, Denied):
             report.error = str(error)
-            await self._turn(report.run, "paused", f"{error.args[0]}; then `tailrace sources retry {self._source.name}`")
+            await self._turn(report.run, "paused", f"{said(error)}; then `tailrace sources retry {self._source.name}`")
         elif isinstance(error, Limited):
-            await self._pause(report.run, pause, str(error.args[0]))
+            await self._pause(report.run, pause, said(error))
         else:
             self._failed += 1
             if self._failed >= FAILURES:
-                report.error = f"{FAILURES} chunks in a row failed, the last one with: {error}"
+                report.error = fit(f"{FAILURES} chunks in a row failed, the last one with: {error}", 2000)
                 await self._turn(report.run, "failed", report.error)
             else:
-                await self._pause(report.run, pause, f"a chunk failed: {error}")
+                await self._pause(report.run, pause, fit(f"a chunk failed: {error}", 2000))
 
     async def _pause(self, run: int | None, seconds: float, why: str) -> None:
         """Written down with its end, then waited for, as long as we may."""
@@ -185,10 +187,10 @@ class History:
 def _inner(position: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
     """Where this window, or the whole history, stands."""
     if not spec:
-        return dict(position.get(WHOLE) or {})
-    mine = position.get(PART) or {}
+        return within(position, WHOLE)
+    mine = within(position, PART)
     bounds = orjson.loads(orjson.dumps(spec))
-    return dict(mine.get("at") or {}) if mine.get("bounds") == bounds else {}
+    return within(mine, "at") if mine.get("bounds") == bounds else {}
 
 
 def _outer(page: Page, spec: dict[str, Any]) -> dict[str, Any]:

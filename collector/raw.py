@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import asyncpg
-import orjson
 
 from collector.sources import Page, Polled, Source
 from worker.core.crashpoint import crashpoint
@@ -16,6 +15,7 @@ from worker.core.db import AWAY, mapped
 from worker.core.events import emit
 from worker.core.models import RawRecord
 from worker.core.settings import Settings
+from worker.core.texts import as_json
 
 RUN_STEP = 200_000  # raw ids in one transaction
 STAGED = 200  # from here on COPY is cheaper than arrays
@@ -37,16 +37,9 @@ async def register(pool: asyncpg.Pool, settings: Settings, names: list[str], sou
         source = (sources or {}).get(name)
         facts: dict[str, Any] = {"every": source.every} if isinstance(source, Polled) else {}
         facts |= {"limits": list(source.limits)} if source is not None and source.limits else {}
-        specs.append(orjson.dumps(settings.sources[name].model_dump(exclude={"kind"}) | facts, default=str).decode())
+        specs.append(as_json(settings.sources[name].model_dump(exclude={"kind"}) | facts))
     rows = await pool.fetch("select * from tailrace.register_sources($1, $2)", names, specs)
     return {row["name"]: row["id"] for row in rows}
-
-
-async def positions(pool: asyncpg.Pool, source_id: int, lane: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Where this lane stands (0 live, 1 backfill), and where the other one does."""
-    rows = dict(await pool.fetch("select lane, position from tailrace.cursors where source_id = $1", source_id))
-    mine, other = (orjson.loads(rows.get(n, "{}")) for n in (lane, 1 - lane))
-    return mine, other
 
 
 class Appender:
@@ -65,10 +58,10 @@ class Appender:
         """
         crashpoint("after-fetch-before-append")
         begun = time.monotonic()
-        expected = None if expect is None else orjson.dumps(expect or None).decode()
+        expected = None if expect is None else as_json(expect or None)
         bell = str(source_id) if len(page.records) < STAGED and self._rests() else None
         covered = [asyncpg.Range(*span) if span else None for span in (page.times, page.ids)]
-        head = (source_id, orjson.dumps(page.position).decode(), lane, self._enqueue, expected, *covered)
+        head = (source_id, as_json(page.position), lane, self._enqueue, expected, *covered)
         row = await self._write(source, page.records, head, bell)
         crashpoint("after-append-before-next")
         if row["jobs"] and not bell:
@@ -173,7 +166,7 @@ def _as_bytes(record: RawRecord, why: str) -> RawRecord:
 
 def _rows(records: Sequence[RawRecord]) -> list[tuple[Any, ...]]:
     return [
-        (n, key, op, digest, occurred, edited, payload, body, orjson.dumps(meta, default=str).decode() if meta else None)
+        (n, key, op, digest, occurred, edited, payload, body, as_json(meta) if meta else None)
         for n, (key, digest, payload, body, op, occurred, edited, meta) in enumerate(records)
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from collector.breaker import LOOK, Breaker
 from collector.catchup import CatchUp, Means
-from collector.raw import positions
+from collector.positions import positions
 from collector.sources import Closing, Fetched, Healing, Page, Polled, Source, Tailed, ahead
 from collector.turns import LEASE
 from worker.core import service

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import hashlib
 import json
 import re
@@ -14,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from worker.core.models import RawRecord
 from worker.core.specs import Names
+from worker.core.texts import NUL, fit, storable
 
 MOST_KEY = 500
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _EPOCH = re.compile(r"-?\d{9,}(\.\d+)?")
 TOMBSTONE = b"deleted"
 _DIGITS = bytes(48 if 48 <= i <= 57 else i for i in range(256))  # noqa: PLR2004  every digit as a zero
@@ -110,7 +111,7 @@ def parse(raw: bytes) -> tuple[Any, bytes]:
     except TypeError:  # deeper than orjson writes
         canonical = raw
     escapes = b"\\u00" in raw
-    if escapes and _NUL.search(raw):
+    if escapes and NUL.search(raw):
         raise Defect("NUL character")
     # Outside of strings, a colon belongs to a key: a key that came twice is one colon less afterwards.
     if raw.count(b":") != canonical.count(b":") or (escapes and b"\\u003" in raw) or canonical is raw:
@@ -144,14 +145,14 @@ class Builder:
         """Never raises for what is in `raw`: what cannot be stored as JSON is kept as bytes, with `defect` in meta."""
         try:
             value, canonical = parse(raw)
-        except Defect as defect:
-            return self.broken(raw, str(defect), meta)
-        exact = _LONG in raw.translate(_DIGITS)
-        source = verbatim(raw) if exact else value
-        if exact or self._o.ignore_fields:
-            canonical = self._canonical(source)
-        digest = digest_of(canonical)
-        key, meta = self._key(source, digest, meta)
+            exact = _LONG in raw.translate(_DIGITS)
+            source = verbatim(raw) if exact else value
+            if exact or self._o.ignore_fields:
+                canonical = _sorted(functools.reduce(without, self._o.ignore_fields, source))
+            digest = digest_of(canonical)
+            key, meta = self._key(source, digest, meta)
+        except (Defect, RecursionError) as defect:
+            return self.broken(raw, str(defect) if isinstance(defect, Defect) else "nested too deeply", meta)
         occurred, meta = _time(self._time, value, meta) if self._time else (None, meta)
         edited, meta = _time(self._version, value, meta) if self._version else (None, meta)
         if self._deleted and self._deleted(value):
@@ -162,14 +163,6 @@ class Builder:
         """Bytes that are no JSON record. `digest`: of all of it, where `raw` is only its beginning."""
         digest = digest or digest_of(raw)
         return RawRecord(digest.hex(), digest, body=raw, meta=meta | {"defect": why})
-
-    def _canonical(self, value: Any) -> bytes:
-        for path in self._o.ignore_fields:
-            value = without(value, path)
-        try:
-            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-        except TypeError:
-            return json.dumps(value, sort_keys=True).encode()
 
     def _key(self, value: Any, digest: bytes, meta: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         if not self._ids:
@@ -182,8 +175,15 @@ class Builder:
         return short("/".join(map(_written, parts)).replace("\0", "")), meta
 
 
+def _sorted(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # deeper than orjson writes
+        return json.dumps(value, sort_keys=True).encode()
+
+
 def _written(part: Any) -> str:
-    return part if isinstance(part, str) else str(part) if type(part) is int else orjson.dumps(part, option=orjson.OPT_SORT_KEYS).decode()
+    return part if isinstance(part, str) else str(part) if type(part) is int else _sorted(part).decode()
 
 
 def _time(get: Callable[[Any], Any], value: Any, meta: dict[str, Any]) -> tuple[dt.datetime | None, dict[str, Any]]:
@@ -194,7 +194,7 @@ def _time(get: Callable[[Any], Any], value: Any, meta: dict[str, Any]) -> tuple[
 
 
 def short(key: str) -> str:
-    """A key that fits into an index and has no NUL."""
-    if len(key) <= MOST_KEY and "\x00" not in key:
+    """A key that Postgres can hold, also in an index."""
+    if len(key) <= MOST_KEY and storable(key):
         return key
-    return key[:100].replace("\x00", "") + "#" + digest_of(key.encode("utf-8", "surrogatepass")).hex()
+    return fit(key, 100) + "#" + digest_of(key.encode("utf-8", "surrogatepass")).hex()

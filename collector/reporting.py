@@ -10,6 +10,7 @@ import orjson
 
 from collector.history import Report
 from worker.core.settings import Settings
+from worker.core.texts import as_json
 
 _WISH = "select tailrace.wish_report($1, $2, $3, $4, $5)"
 _OPEN = "select tailrace.open_report($1, $2)"
@@ -40,4 +41,4 @@ class Reporter:
     async def _wish(self, key: str, body: dict[str, Any]) -> None:
         gate = {"policy": self._spec.policy or "never_twice", "hold": self._spec.hold} if self._spec and self._spec.open else None
         told = None if gate is None else orjson.dumps(gate).decode()
-        await self._pool.fetchval(_WISH, self._kind, key, "", orjson.dumps(body).decode(), told)
+        await self._pool.fetchval(_WISH, self._kind, key, "", as_json(body), told)

@@ -7,6 +7,7 @@ import asyncpg
 from collector.breaker import Breaker, Breakers
 from collector.sources import Chunked, Fetched, Source, Window
 from worker.core.settings import CollectorSettings
+from worker.core.texts import said
 
 _STORED = """select (select count(*) from tailrace.raw_records r where r.source_id = s.id and r.revision = 1),
   coalesce(c.position -> 'history', '{}') <> '{}' or coalesce(c.position -> 'window', '{}') <> '{}'
@@ -43,6 +44,6 @@ async def _total(source: Source, chunked: Chunked, pool: asyncpg.Pool) -> int | 
     try:
         page = await chunked.chunk({}, 1, Window())
     except Exception as error:  # noqa: BLE001  whatever a client library raises
-        return str(error.args[0] if error.args else repr(error))
+        return said(error)
     await breaker.worked(page)
     return page.total

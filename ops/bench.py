@@ -20,7 +20,7 @@ from pathlib import Path
 import asyncpg
 import uvloop
 
-from ops import benchbare, benchwork
+from ops import benchbare, benchversions, benchwork
 from ops.migrate import migrate
 from worker.core import db, embedded
 from worker.core.settings import DatabaseSettings
@@ -135,6 +135,11 @@ class Bench:
             Line("the same under an old snapshot, to the end", 0, note=f"first tenth {first:.1f} ms, last {last:.1f} ms: {last / first:.2f} x"),
         ]
 
+    async def versions(self) -> list[Line]:
+        """Plans, replays and swaps over ten times the records, and live work beside a replay."""
+        found = await benchversions.measured(self, self.records * 10) + await benchversions.beside_a_replay(self, self.records * 10, 300)
+        return [Line(what, 0, note=figure) for what, figure in found]
+
 
 def _line(what: str, ours: dict[str, float], bare: dict[str, float]) -> Line:
     return Line(what, ours["rate"], ours["cpu_us"], ours["rate"] / bare["rate"])
@@ -159,6 +164,7 @@ async def _all(bench: Bench, only: str) -> list[Line]:
         "intake": bench.intake,
         "latency": bench.latency,
         "claims": bench.claims,
+        "versions": bench.versions,
     }
     lines = []
     for name, part in parts.items():

@@ -136,8 +136,8 @@ async def intake(url: str, lines: list[bytes]) -> float:
     return time.monotonic() - begun
 
 
-async def latency(url: str, rounds: int) -> list[float]:
-    """Seconds from the commit of one record to the start of its processing, by an idle worker in this process."""
+async def latency(url: str, rounds: int, *beside: registry.Runnable) -> list[float]:
+    """Seconds from the commit of one record to the start of its processing, by a worker in this process that runs the versions `beside`, too."""
     settings = Settings()
     runnable = await register(url, 1, probe)
     async with (
@@ -145,13 +145,14 @@ async def latency(url: str, rounds: int) -> list[float]:
         await db.open_pool(url, settings.database, "bench", "tailrace_collector", 2) as feeding,
     ):
         source = (await feeding.fetch("select * from tailrace.register_sources('{files:bench}', array['{}'::jsonb])"))[0]["id"]
-        worker = Worker(settings, pool, [runnable], "run", {})
+        worker = Worker(settings, pool, [runnable, *beside], "run", {})
         bell = service.run("bell", Bell(url, settings.database, worker.feeder).step, worker.stop)
         running = asyncio.create_task(worker.run(bell))
         appender, waits = Appender(feeding, enqueue=True, bells=1000), []
         for n in range(rounds):
             await asyncio.sleep(0.005 if n else 1.0)
-            page = Page([RawRecord(str(n), str(n).encode(), f'{{"i": {n}}}')], {"n": n})
+            key = uuid.uuid4().hex
+            page = Page([RawRecord(key, key.encode(), f'{{"i": {n}}}')], {"n": n})
             await appender.append(source, "files:bench", page)
             committed = time.monotonic()
             waits.append(await _started.get() - committed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,12 +84,15 @@ async def _register(settings: Settings, loaded: Loaded, pipeline: str, name: str
 
 
 def selection(connection: Connection, given: Any, window: tuple[dt.datetime | None, dt.datetime | None]) -> dict[str, Any]:
-    """The records that are meant, as `open_run` takes them."""
-    spec: dict[str, Any] = {"since": window[0], "until": window[1], "failed": given.failed or None, "sources": _sources(connection, given.source)}
+    """The records that are meant, as `open_run` takes them. Raises where a source or the set is unknown."""
+    spec: dict[str, Any] = {
+        "since": window[0], "until": window[1], "failed": given.failed or None, "sources": sources_of(connection, given.source), "set": given.set,
+    }  # fmt: skip
+    one(connection, "select tailrace.set_id(%s)", [given.set])
     return {k: v.isoformat() if isinstance(v, dt.datetime) else v for k, v in spec.items() if v is not None}
 
 
-def _sources(connection: Connection, names: list[str] | None) -> list[int] | None:
+def sources_of(connection: Connection, names: list[str] | None) -> list[int] | None:
     if not names:
         return None
     known = {r["name"]: r["id"] for r in rows(connection, "select name, id from tailrace.sources")}
@@ -98,11 +102,26 @@ def _sources(connection: Connection, names: list[str] | None) -> list[int] | Non
     return [known[name] for name in names]
 
 
+_SAMPLE = """(select coalesce(array_agg(id order by id), '{}') from (
+    select r.id from tailrace.raw_records r join tailrace.sources s on s.id = r.source_id and s.name like any (%(wants)s)
+    where (%(sources)s::int[] is null or r.source_id = any (%(sources)s)) and (%(since)s::timestamptz is null or r.occurred_at >= %(since)s)
+      and (%(until)s::timestamptz is null or r.occurred_at < %(until)s)
+      and (%(set)s::text is null or r.id in (select tailrace.set_members(%(set)s)))
+    order by hashint8extended(r.id, 7) limit %(size)s::bigint) x)"""
+
+
 def sample(connection: Connection, version: Version, spec: dict[str, Any], size: int) -> list[int]:
     """So many of the selected records, at random and the same each time."""
-    found = one(connection, """select coalesce(array_agg(id order by id), '{}') as ids from (
-        select r.id from tailrace.raw_records r join tailrace.sources s on s.id = r.source_id and s.name like any (%(wants)s)
-        where (%(sources)s::int[] is null or r.source_id = any (%(sources)s)) and (%(since)s::timestamptz is null or r.occurred_at >= %(since)s)
-          and (%(until)s::timestamptz is null or r.occurred_at < %(until)s) order by hashint8extended(r.id, 7) limit %(size)s) x""",
-        {"wants": version.wants, "sources": spec.get("sources"), "since": spec.get("since"), "until": spec.get("until"), "size": size})  # fmt: skip
-    return list(found["ids"])
+    return list(one(connection, f"select {_SAMPLE} as ids", _of_sample(version, spec, size))["ids"])
+
+
+def freeze(connection: Connection, version: Version, spec: dict[str, Any], size: int | None, name: str, actor: str) -> int:
+    """Stores the selected records (or the sample of them) as a set; returns how many. Raises where the name is taken by others (TR040)."""
+    if spec.get("failed"):
+        raise Misconfigured("which records are failed changes: a set cannot be chosen by that", "leave out --failed or --save-set")
+    values = _of_sample(version, spec, size) | {"name": name, "spec": json.dumps(spec | {"sample": size}), "actor": actor}
+    return int(one(connection, f"select tailrace.store_set(%(name)s, {_SAMPLE}, %(spec)s, %(actor)s) as n", values)["n"])
+
+
+def _of_sample(version: Version, spec: dict[str, Any], size: int | None) -> dict[str, Any]:
+    return {"wants": version.wants, "size": size} | {k: spec.get(k) for k in ("set", "sources", "since", "until")}

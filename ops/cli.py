@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ops import config, doctor, effects, explain, init, plan, promote, prune, replay, sources, status, up, verify, work
+from ops.compare.command import compare
 from ops.migrate import migrate
 from ops.table import as_json
 from worker.core import options
@@ -60,6 +61,16 @@ def parse(argv: Sequence[str]) -> Any:
 def _versions(command: Callable[..., options.Parser]) -> None:
     for name, text in (("plan", "what a replay of a version would do, take and cost"), ("replay", "work on the history as another version")):
         _replaying(command(name, text, changes=name == "replay"), name)
+    made = command("compare", "two versions or more over the same records: agreement, truth, effects, cost; exit 1 where there are none")
+    made.add_argument("words", nargs="+", metavar="[PIPELINE] VERSION", help="the first is compared with each other; one alone with the live version")
+    _window(made)
+    made.add_argument("--fields", metavar="F,F", help="only these fields of the outputs; default: the 40 most frequent ones")
+    made.add_argument(
+        "--gold", metavar="FILE", help="the truth: .jsonl or .csv with source and external_id (or raw_id) and fields; default: the reviews"
+    )
+    made.add_argument("--html", metavar="FILE", help="write a page with charts")
+    made.add_argument("--samples", type=options.positive, default=5, metavar="N", help="records and effects that are shown of each kind")
+    made.add_argument("--save-set", metavar="NAME", help="keep the compared records under a name")
     made = command("promote", "make a version live, or a canary, if the gate lets it; exit 0 done, 1 no, 2 not enough evidence", changes=True)
     made.add_argument("pipeline", metavar="PIPELINE")
     made.add_argument("version", metavar="VERSION")
@@ -75,17 +86,24 @@ def _versions(command: Callable[..., options.Parser]) -> None:
 def _replaying(made: options.Parser, name: str) -> None:
     made.add_argument("pipeline", nargs="?", metavar="PIPELINE")
     made.add_argument("version", nargs="?", metavar="VERSION", help="default: the configured one; registered as a candidate where it is new")
-    made.add_argument("--source", action="append", metavar="S", help="only these sources; may be repeated")
-    made.add_argument("--since", metavar="T", help="inclusive, ISO 8601 with zone")
-    made.add_argument("--until", metavar="T", help="exclusive")
+    _window(made)
     made.add_argument("--sample", type=options.positive, metavar="N", help="only so many records, chosen at random, the same each time")
     made.add_argument("--failed", action="store_true", help="only records whose newest result is failed")
-    if name == "replay":
+    if name == "plan":
+        made.add_argument("--save-set", metavar="NAME", help="keep the chosen records under a name")
+    else:
         made.add_argument("--plan", metavar="HASH", help="what this plan promised")
         made.add_argument("--force", action="store_true", help="also records that have a result: it stays, a new rerun is added")
         made.add_argument("--budget", type=float, metavar="MONEY", help="pause before more than this is spent")
         made.add_argument("--time", metavar="SPAN", help="pause after this time, e.g. 8h")
         made.add_argument("--wait", action="store_true", help="stay until it is done, with progress")
+
+
+def _window(made: options.Parser) -> None:
+    made.add_argument("--source", action="append", metavar="S", help="only these sources; may be repeated")
+    made.add_argument("--since", metavar="T", help="inclusive, ISO 8601 with zone")
+    made.add_argument("--until", metavar="T", help="exclusive")
+    made.add_argument("--set", metavar="NAME", help="only the records of this set")
 
 
 def _effects(parser: options.Parser) -> None:
@@ -129,10 +147,11 @@ def _main(given: Any) -> int:
         "runs": lambda: work.runs(settings, given.action, given.id, json=given.json, dry_run=given.dry_run),
         "retry": lambda: work.retry(settings, given.pipeline, given.raw_id, every=given.all, json=given.json, dry_run=given.dry_run),
         "stale": lambda: work.stale(settings, given.action, json=given.json, dry_run=given.dry_run),
-        "promote": lambda: promote.promote(settings, given),
+        "promote": lambda: promote.promote(settings, loaded, given),
         "rollback": lambda: promote.rollback(settings, given),
         "prune": lambda: prune.prune(settings, given.pipeline, json=given.json, dry_run=given.dry_run),
         "plan": lambda: plan.plan(settings, loaded, given, parse_window(given.since, given.until)),
+        "compare": lambda: compare(settings, given, parse_window(given.since, given.until)),
         "replay": lambda: replay.replay(settings, loaded, given, parse_window(given.since, given.until)),
         "effects": lambda: _on_effects(settings, given),
         "explain": lambda: explain.explain(settings, given.raw_id, json=given.json),

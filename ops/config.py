@@ -30,9 +30,14 @@ def _walk(model: BaseModel, loaded: Loaded, above: str) -> list[dict[str, Any]]:
             for key, entry in value.items():
                 found += _walk(entry, loaded, f"{dotted}.{key}.")
         else:
-            origin = loaded.origin_of(dotted) or loaded.origin_of(_short(dotted)) or "default"
+            origin = loaded.origin_of(dotted) or loaded.origin_of(_short(dotted)) or _of_a_part(dotted, loaded) or "default"
             found.append({"setting": dotted, "value": _hidden(name, value), "origin": origin, "meaning": (field.description or "") if field else ""})
     return found
+
+
+def _of_a_part(dotted: str, loaded: Loaded) -> str:
+    """Where the entries of a table of free names come from."""
+    return next((origin for name, origin in loaded.origins.items() if name.startswith(f"{dotted}.")), "")
 
 
 def _short(dotted: str) -> str:
@@ -57,5 +62,5 @@ def config(settings: Settings, loaded: Loaded, *, json: bool) -> int:
         as_json(found)
     else:
         print(f"file: {loaded.path or 'none (tailrace.toml in this folder, or TAILRACE_CONFIG)'}\n")
-        show(found, indent="")
+        show([row | {"value": f"{row['value']:g}"} if isinstance(row["value"], float) else row for row in found], indent="")
     return 0

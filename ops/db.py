@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from worker.core.db import shown
+from worker.core.db import shown, without_password
 from worker.core.embedded import database_url
 from worker.core.errors import Misconfigured, TailraceError, Unavailable
 from worker.core.schema import latest_migration
@@ -25,9 +25,11 @@ def open_url(url: str) -> Connection:
     try:
         return psycopg.connect(url, autocommit=True, row_factory=dict_row, connect_timeout=10, application_name="tailrace ops")
     except psycopg.ProgrammingError as error:
-        raise Misconfigured(f"DATABASE_URL is not usable: {error}".strip(), "write it as postgresql://user:password@host:5432/database") from error
+        raise Misconfigured(
+            f"DATABASE_URL is not usable: {without_password(error, url)}".strip(), "write it as postgresql://user:password@host:5432/database"
+        ) from error
     except psycopg.OperationalError as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = without_password(str(error).strip().splitlines()[-1], url)
         wrong = any(word in reason for word in ("does not exist", "authentication failed", "no pg_hba.conf"))
         hint = "check user, password and database name in DATABASE_URL" if wrong else "start the server, or correct DATABASE_URL"
         raise (Misconfigured if wrong else Unavailable)(f"no database at {shown(url)}: {reason}", hint) from error

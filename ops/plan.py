@@ -12,6 +12,7 @@ from typing import Any
 from ops import chosen, schema_diff
 from ops.chosen import Version
 from ops.db import Connection, connected, one, rows
+from ops.promote import actor
 from ops.table import as_json, show
 from worker.core.config import Loaded
 from worker.core.settings import Settings
@@ -27,6 +28,8 @@ def plan(settings: Settings, loaded: Loaded, given: Any, window: tuple[dt.dateti
         spec = chosen.selection(connection, given, window)
         facts = make(connection, version, spec, given.sample)
         keep(connection, version, facts)
+        if given.save_set:
+            facts["set"] = {"name": given.save_set, "records": chosen.freeze(connection, version, spec, given.sample, given.save_set, actor())}
     as_json(facts) if given.json else _print(facts)
     return 0
 
@@ -38,7 +41,7 @@ def make(connection: Connection, version: Version, spec: dict[str, Any], size: i
         row["wanted"] = row["failed"] if spec.get("failed") else max(0, row["matching"] - row["done"] - row["open"])
     wanted = sum(row["wanted"] for row in counts)
     elsewhere = rows(connection, "select * from tailrace.answered_elsewhere(%s)", [version.id])
-    hits = 0 if spec.get("failed") else sum(row["records"] for row in elsewhere)
+    hits = 0 if spec.get("failed") or spec.get("set") else sum(row["records"] for row in elsewhere)
     asked = max(0, wanted - hits) if size is None else min(size, wanted)
     horizon = one(connection, "select coalesce(max(id), 0) as id from tailrace.raw_records")["id"]
     live = chosen.find(connection, version.pipeline, None) if version.live_id else None
@@ -115,6 +118,8 @@ def _print(facts: dict[str, Any]) -> None:
     if facts["changes"]:
         print("outputs compared with live")
         show(facts["changes"])
+    if "set" in facts:
+        print(f"set       {facts['set']['name']}: {facts['set']['records']:,} records")
     print(f"\nplan {facts['hash']}: tailrace replay {facts['pipeline']} {facts['version']} --plan {facts['hash']}")
 
 

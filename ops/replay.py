@@ -33,7 +33,7 @@ def replay(settings: Settings, loaded: Loaded, given: Any, window: tuple[dt.date
         if given.dry_run:
             as_json(facts) if given.json else print(f"would open {facts['wanted']:,} records for {pipeline} {version.name}; nothing was changed")
             return 0
-        taken = 0 if size or spec.get("failed") else _taken_over(connection, version)
+        taken = 0 if size or spec.get("failed") or spec.get("set") else _taken_over(connection, version)
         run = _open(connection, version, spec, size, facts, given)
         row = _step(connection, run, version)
         if given.json:

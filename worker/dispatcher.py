@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections import deque
+from typing import Any
 
 import asyncpg
 import tenacity
@@ -16,6 +17,7 @@ from worker.core.events import emit
 from worker.core.models import Receipt
 from worker.core.settings import Settings
 from worker.core.specs import EffectSpec
+from worker.core.texts import fit
 from worker.effects import Claimed, Effects
 from worker.sinks import Sink, build, policy_of
 
@@ -139,9 +141,9 @@ class Dispatcher:
         begun, delivery = time.monotonic(), claimed.delivery
         try:
             async with asyncio.timeout(outlet.longest):
-                receipt = await outlet.sink.send(delivery)
+                receipt = _known(await outlet.sink.send(delivery))
         except Exception as error:  # noqa: BLE001  whatever a sink did not foresee is an unknown outcome
-            receipt = Receipt("uncertain" if delivery.policy == "never_twice" else "retry", detail=f"{type(error).__name__}: {error}")
+            receipt = Receipt("uncertain" if delivery.policy == "never_twice" else "retry", detail=fit(f"{type(error).__name__}: {error}", 2000))
         crashpoint("after-send-before-mark")
         outlet.note(receipt)
         receipt = await self._written(claimed, outlet.judged(receipt, delivery.attempt), outlet.lease)
@@ -182,3 +184,10 @@ class Dispatcher:
             await asyncio.gather(*running, return_exceptions=True)
             for outlet in self._outlets.values():
                 await outlet.sink.close()
+
+
+def _known(receipt: Any) -> Receipt:
+    """Raises TypeError for what is no receipt: a sink may be anybody's."""
+    if not isinstance(receipt, Receipt) or receipt.outcome not in _EVENTS:
+        raise TypeError(f"the sink returned {type(receipt).__name__} {str(getattr(receipt, 'outcome', ''))[:40]!r}, which is no receipt")
+    return receipt

@@ -13,6 +13,7 @@ import orjson
 
 from worker.core.db import AWAY, mapped
 from worker.core.models import Delivery, Receipt
+from worker.core.texts import fit
 
 _CLAIM = "select * from tailrace.claim_deliveries($1, $2, $3, $4, $5, $6)"
 _FINISH = "select tailrace.finish_delivery($1, $2, $3, $4, $5, $6, $7)"
@@ -70,4 +71,4 @@ class Effects:
 
 def _text(value: str | None) -> str | None:
     """What a receiver said, as text that Postgres can keep."""
-    return None if value is None else value.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")[:_MOST]
+    return None if value is None else fit(value, _MOST)

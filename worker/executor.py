@@ -20,7 +20,7 @@ from worker.core.crashpoint import crashpoint
 from worker.core.events import emit
 from worker.core.models import Done, Outage, Outcome, Record, Retry
 from worker.jobs import Slice
-from worker.outcomes import DONE, checked, failed, mismatch
+from worker.outcomes import DONE, bare, checked, failed, mismatch, words
 from worker.registry import Runnable
 
 Pause = Callable[[Runnable, Outage], Awaitable[None]]
@@ -101,15 +101,15 @@ class Executor:
         return found
 
     async def _inline(self, piece: Slice, context: Context) -> None:
-        function, outcomes, is_async, bare = self._function, piece.outcomes, self._async, DONE
+        function, outcomes, is_async, known = self._function, piece.outcomes, self._async, DONE
         for record in piece.records[len(outcomes) :]:
             piece.busy_since = time.monotonic()
             try:
                 value = await function(record, context) if is_async else function(record, context)
             except Exception as error:  # noqa: BLE001  becomes an outcome in the one place
                 value = error
-            if value is bare or (type(value) is Done and value == DONE):
-                bare = value
+            if value is known or bare(value):
+                known = value
                 piece.bare += 1
                 outcomes.append(value)
             else:
@@ -130,13 +130,16 @@ class Executor:
         piece.outcomes.extend([await self._outcome(v, r) for v, r in zip(values, records, strict=True)])
 
     async def _outcome(self, value: Any, record: Record) -> Outcome:
-        if isinstance(value, Done) and (why := mismatch(self._runnable, value, record)):
-            value = why
+        try:
+            value = (isinstance(value, Done) and mismatch(self._runnable, value, record)) or value
+        except Exception as error:  # noqa: BLE001  a schema may raise whatever it likes
+            value = error
         if isinstance(value, BaseException):
             if isinstance(value, Outage):
                 await self._pause(self._runnable, value)
                 crashpoint("after-outage-before-retry")
-            emit("processor.failed", pipeline=self._runnable.pipeline, version=self._runnable.version, error=repr(value))
+            told = f"{type(value).__name__}: {words(value)}"
+            emit("processor.failed", pipeline=self._runnable.pipeline, version=self._runnable.version, error=told)
             return failed(value)
         return checked(value)
 

@@ -17,12 +17,12 @@ EIGHTH = 8  # at least one claim in eight goes to the catch-up and replay lanes
 SOURCES = 8  # sources per claim
 FORGET = 2.0  # seconds after which lower bounds and the list of ready sources are read anew
 LONGEST = 5.0  # the same, where reading them is slow
-REPLAY = 2  # the lane of replays
+LIVE, REPLAY = 0, 2  # lanes; between them the one of catch-ups
 ALONE = 1.0  # seconds of suspects in a row before ordinary work goes on
 
 
 class Feeder:
-    """Keeps the lines supplied. Fair over sources, live before replay, suspects alone."""
+    """Keeps the lines supplied. Fair over sources, live before replay and never waiting for a claim of it, suspects alone."""
 
     def __init__(self, jobs: Jobs, lines: list[Line], poll: float) -> None:
         self._jobs = jobs
@@ -32,10 +32,12 @@ class Feeder:
         self._ready: dict[tuple[int, int], set[int]] = {}
         self._lows: dict[tuple[int, int, int], int] = {}
         self._afforded: dict[int, int] = {}  # version: records that the budget of its replay still allows
+        self._rung: set[int] = set()  # sources whose bell rang while a question was under way: its answer may be older
         self._suspects: dict[int, int] = {}  # version: lower bound
         self._pace = Pace(LONGEST)
         self._looked = -1e9
         self._known = False
+        self._slow: asyncio.Task[None] | None = None  # the claim of catch-up or replay work that is under way
         self._claims = 0
         self._normal = 0
         self.wake = asyncio.Event()
@@ -49,11 +51,16 @@ class Feeder:
             self._looked = -1e9
             self._pace.again()
         else:
-            for version in self._by_version:
-                self._ready.setdefault((version, 0), set()).add(source_id)
+            self._rung.add(source_id)
+            self._expect({source_id})
         self.wake.set()
 
+    def _expect(self, sources: set[int]) -> None:
+        for version in self._by_version if sources else ():
+            self._ready.setdefault((version, LIVE), set()).update(sources)
+
     async def step(self) -> float:
+        self._collect()
         if self.stopping or self.budget == 0:
             return self._poll
         since = time.monotonic() - self._looked
@@ -68,8 +75,22 @@ class Feeder:
                 self.quiet()
             return self._poll
         line, lane = choice
-        await self._claim(line, lane)
+        if lane == LIVE or self.budget is not None:
+            await self._claim(line, lane)
+        else:
+            self._slow = asyncio.create_task(self._claim(line, lane), name="feed-slow")
+            self._slow.add_done_callback(lambda _: self.wake.set())
         return 0.0
+
+    def _collect(self) -> None:
+        if self._slow and self._slow.done():
+            slow, self._slow = self._slow, None
+            slow.result()
+
+    async def ended(self) -> None:
+        """Waits for the claim that is under way, so that what it brings is given back. Its error is of no interest any more."""
+        if self._slow:
+            await asyncio.wait([self._slow])
 
     @property
     def exhausted(self) -> bool:
@@ -77,11 +98,12 @@ class Feeder:
         return self._known and not self._ready and not self._suspects and self._idle()
 
     def _idle(self) -> bool:
-        return not any(line.held for line in self._lines)
+        return self._slow is None and not any(line.held for line in self._lines)
 
     async def _look(self) -> None:
         self._known = False
         self._looked = time.monotonic()  # before the question: a ring while it is answered asks again
+        self._rung.clear()
         with self._pace.timed():
             found = await self._jobs.peek(list(self._by_version))
         self._ready.clear()
@@ -91,11 +113,12 @@ class Feeder:
         for version, lane, source, _, _ in found:
             if lane >= 0:
                 self._ready.setdefault((version, lane), set()).add(source)
+        self._expect(self._rung)
         self._known = True
 
     def _choose(self) -> tuple[Line, int] | None:
         """A line with room, in the best lane that has ready work; every eighth claim begins at the slow lanes."""
-        lanes = (1, 2, 0) if self._claims % EIGHTH == EIGHTH - 1 else (0, 1, 2)
+        lanes = (LIVE,) if self._slow else (1, 2, LIVE) if self._claims % EIGHTH == EIGHTH - 1 else (LIVE, 1, 2)
         open_lines = [line for line in self._lines if line.room()]
         random.shuffle(open_lines)
         for lane in lanes:
@@ -114,6 +137,8 @@ class Feeder:
             return
         limit = max(1, room // line.runnable.slice_size)
         each = -(-limit // len(sources))
+        if lane == LIVE:
+            self._rung.clear()
         pieces = await self._jobs.claim(line.runnable, lane, [(s, self._lows.get((*key, s), 0)) for s in sources], each, limit)
         self._claims += 1
         self._normal += 1
@@ -145,7 +170,7 @@ class Feeder:
         for piece in pieces:
             got[piece.source_id] += 1
         ready = self._ready.get(key, set())
-        ready.difference_update(s for s, n in got.items() if n < each)
+        ready.difference_update(s for s, n in got.items() if n < each and not (s in self._rung and key[1] == LIVE))
         if not ready:
             self._ready.pop(key, None)
 
@@ -171,6 +196,7 @@ class Feeder:
         while not self._idle() and not self.stopping:
             self.wake.clear()
             await self.wake.wait()
+            self._collect()
 
     def _report(self, line: Line, lane: int, pieces: list[Slice]) -> None:
         due = from_binary(min(p.due for p in pieces)).timestamp()

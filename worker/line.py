@@ -14,6 +14,7 @@ from worker.executor import Executor, WorkerCrashed
 from worker.jobs import Slice
 from worker.registry import Runnable
 
+EIGHTH = 8  # where live slices wait, at least one start in eight is of a catch-up or replay
 FAST = 0.1  # a slice quicker than this may wait in the local queue behind others
 
 
@@ -27,7 +28,10 @@ class Line:
         self.finished: list[Slice] = []
         self.running: dict[Slice, asyncio.Task[None]] = {}
         self.records = 0
-        self._queue: deque[Slice] = deque()
+        self._live: deque[Slice] = deque()
+        self._slow: deque[Slice] = deque()  # of catch-ups and replays
+        self._starts = 0
+        self.settle = asyncio.Event()  # there is something to settle
         self._more = asyncio.Event()
         self._changed = changed
         self._most = max(most, runnable.slice_size)
@@ -43,14 +47,15 @@ class Line:
     def room(self) -> int:
         """Records that may be claimed now: half of what we may hold, so that one half settles while the other is claimed; no crumbs."""
         free = min(self._target - self.records, max(self._target // 2, self.runnable.slice_size))
-        return free if free > 0 and (not self._queue or free * 4 >= self._target) else 0
+        waiting = self._live or self._slow
+        return free if free > 0 and (not waiting or free * 4 >= self._target) else 0
 
     def push(self, pieces: list[Slice]) -> None:
         crashpoint("after-claim-before-process")
         for piece in pieces:
             self.held[piece] = None
             self.records += len(piece.records)
-        self._queue.extend(pieces)
+            (self._slow if piece.lane else self._live).append(piece)
         self._more.set()
 
     def drop(self, *pieces: Slice) -> None:
@@ -66,24 +71,32 @@ class Line:
         if task := self.running.get(piece):
             if not self.executor.hands_over:
                 task.cancel()
-        elif piece in self._queue:
-            self._queue.remove(piece)
-            self.drop(piece)
+        else:
+            for queue in (self._live, self._slow):
+                if piece in queue:
+                    queue.remove(piece)
+                    self.drop(piece)
 
     async def _run(self) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  we are in one
         while True:
-            while not self._queue:
+            while not (self._live or self._slow):
                 if self._mean < FAST:
                     self._target = min(self._target * 2, self._most)
                 self._more.clear()
                 self._changed()
                 await self._more.wait()
-            piece = self._queue.popleft()
+            piece = self._next()
             if time.monotonic() - piece.claimed > 5 * FAST and self._mean >= FAST:
                 self._target = max(self._target // 2, self._least)
             await self._attempt(piece, task)
+
+    def _next(self) -> Slice:
+        """Live before the other lanes, which are never starved."""
+        self._starts += 1
+        slow = self._slow and (not self._live or self._starts % EIGHTH == 0)
+        return (self._slow if slow else self._live).popleft()
 
     async def _attempt(self, piece: Slice, task: asyncio.Task[None]) -> None:
         self.running[piece] = task
@@ -107,6 +120,7 @@ class Line:
         else:
             self.finished.append(piece)
             if len(self.finished) == 1:
+                self.settle.set()
                 self._changed()
 
     def _overdue(self, piece: Slice) -> bool:
@@ -126,5 +140,6 @@ class Line:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._queue.clear()
+        self._live.clear()
+        self._slow.clear()
         self.executor.close()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 from pydantic import ValidationError
 
 from worker.core.models import Done, Fail, Outage, Outcome, Record, Retry, Skip
 from worker.registry import Runnable
-from worker.settling import unstorable
+from worker.settling import clean, unstorable
 
+LONGEST = 2_592_000.0
 LOST = 3600.0  # seconds for which a version rests whose prompt lost its input
 DONE = Done()
 
@@ -19,17 +21,40 @@ def checked(value: Any) -> Outcome:
     """The outcome a processor returned, or why it cannot be one."""
     if value is None:
         return DONE
-    if isinstance(value, (Done, Skip, Retry, Fail)):
-        if isinstance(value, Done) and (value.output is not None or value.effects or value.meta or value.input) and (why := unstorable(value)):
-            return Retry(why)
+    if isinstance(value, Done) and not bare(value) and (why := unstorable(value)):
+        return Retry(why)
+    if isinstance(value, Retry):
+        return Retry(value.reason, seconds(value.after), bool(value.counts))
+    if isinstance(value, (Done, Skip, Fail)):
         return value
     return Retry(f"the processor returned {type(value).__name__}; return Done, Skip, Retry or Fail")
 
 
+def bare(value: Any) -> bool:
+    """Done, and nothing to say. Without `==`: what was returned may compare as it likes."""
+    if type(value) is not Done or any(said is not None for said in (value.output, value.confidence, value.meta, value.input)):
+        return False
+    return value.needs_review is False and type(value.effects) in (tuple, list) and not value.effects
+
+
 def failed(error: BaseException) -> Outcome:
     if isinstance(error, Outage):
-        return Retry(f"outage: {error}", after=error.seconds, counts=False)
-    return Retry(f"{type(error).__name__}: {error}")
+        return Retry(f"outage: {words(error)}", after=seconds(error.seconds), counts=False)
+    return Retry(f"{type(error).__name__}: {words(error)}")
+
+
+def seconds(given: Any) -> float | None:
+    """What a processor wishes to wait, at most a month; None where that is no number of seconds."""
+    usable = isinstance(given, (int, float)) and not math.isnan(given)
+    return float(min(max(given, 0.0), LONGEST)) if usable else None
+
+
+def words(error: BaseException) -> str:
+    """What an error says of itself, if it can."""
+    try:
+        return clean(error)
+    except Exception as worse:  # noqa: BLE001  an error's own __str__ may be wrong
+        return f"(it cannot be shown: {type(worse).__name__})"
 
 
 def mismatch(runnable: Runnable, value: Done, record: Record) -> Exception | None:

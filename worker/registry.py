@@ -17,6 +17,7 @@ import asyncpg
 import orjson
 from pydantic import ValidationError
 
+from worker.core import loading
 from worker.core.context import Context
 from worker.core.crashpoint import crashpoint
 from worker.core.db import mapped
@@ -59,8 +60,8 @@ def find(pipeline: str, spec: PipelineSpec, folder: Path) -> Processor:
         importlib.import_module(f"worker.processors.{where}")
         return registered()[where]
     try:
-        module = _load_file(folder / where) if where.endswith(".py") else importlib.import_module(where)
-    except (ImportError, FileNotFoundError) as error:
+        module = _load_file(folder / where) if where.endswith(".py") else loading.module(where)
+    except (ImportError, OSError) as error:
         raise Misconfigured(f"pipelines.{pipeline}: cannot load processor {spec.processor!r}: {error}", f"in the box: {', '.join(BOXED)}") from error
     found = {n: p for n, p in registered().items() if p.function.__module__ == module.__name__ or n not in before}
     wanted = name or (pipeline if pipeline in found else next(iter(found), "") if len(found) == 1 else "")

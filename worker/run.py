@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import time
@@ -23,6 +24,7 @@ from worker.feeder import Feeder
 from worker.heartbeat import Guard, Heartbeat
 from worker.jobs import Jobs
 from worker.line import Line
+from worker.outcomes import seconds, words
 from worker.registry import Runnable
 from worker.settler import Settler
 from worker.watchdog import Watchdog
@@ -50,7 +52,7 @@ class Worker:
         self.jobs = Jobs(pool, self.name, w.lease_seconds)
         self.lines = [Line(r, Executor(r, self._pause), w.claim_records, self._changed) for r in runnables]
         self.feeder = Feeder(self.jobs, self.lines, w.poll_seconds)
-        self.settler = Settler(self.jobs, self.lines, mode, orjson.dumps(gates).decode(), w.settle_seconds, self.released.set)
+        self.settler = Settler(self.jobs, mode, orjson.dumps(gates).decode(), w.settle_seconds, self.released.set)
         self.heartbeat = Heartbeat(self.jobs, self.lines, w.beat_seconds, w.lease_seconds)
         self.watchdog = Watchdog(self.jobs, self.lines, self.feeder, pool, w.watch_seconds, w.max_crashes, sorted(gates), self._give_up)
         self.limit(settings.worker.max_jobs)
@@ -66,7 +68,6 @@ class Worker:
 
     def _changed(self) -> None:
         self.feeder.wake.set()
-        self.settler.wake.set()
         if self.max_jobs is not None and self.done >= self.max_jobs:
             self.stop.set()
 
@@ -75,8 +76,10 @@ class Worker:
         self.stop.set()
 
     async def _pause(self, runnable: Runnable, outage: Outage) -> None:
-        emit("version.paused", pipeline=runnable.pipeline, version=runnable.version, seconds=outage.seconds, reason=str(outage))
-        await self.jobs.pause(runnable.version_id, outage.seconds, str(outage))
+        asked, reason = seconds(outage.seconds), words(outage)
+        wait = Outage("").seconds if asked is None else asked
+        emit("version.paused", pipeline=runnable.pipeline, version=runnable.version, seconds=wait, reason=reason)
+        await self.jobs.pause(runnable.version_id, wait, reason)
         self.feeder.ring()
 
     async def run(self, *services: Any) -> None:
@@ -89,7 +92,7 @@ class Worker:
         off = asyncio.Event()  # the housekeeping goes on while the rest is finished
         w = self.settings.worker
         keep = [
-            service.run("settle", self.settler.step, off, wake=self.settler.wake),
+            *(service.run("settle", functools.partial(self.settler.step, line), off, wake=line.settle) for line in self.lines),
             service.run("beat", self.heartbeat.step, off),
             service.run("guard", self._tick, off),
         ]
@@ -137,13 +140,15 @@ class Worker:
     async def _finish(self, grace: float) -> None:
         """Claims no more, settles what is done, gives the rest back without an attempt."""
         self.feeder.stopping = True
+        await self.feeder.ended()
         waiting = [p for line in self.lines for p in line.held if p not in line.running and not p.done]
         for line in self.lines:
             for piece in waiting:
                 line.lose(piece)
         until = max(self._stopped + grace, time.monotonic() + 1)
         while any(p not in line.hanging() for line in self.lines for p in line.held) and time.monotonic() < until:
-            self.settler.wake.set()
+            for line in self.lines:
+                line.settle.set()
             await service.rest_or_wake(0.05, self.released)
         hung = {p.token for line in self.lines for p in line.hanging()}
         for line in self.lines:

@@ -1,8 +1,7 @@
-"""claimed -> done: everything that has finished since the last time, in one transaction per version."""
+"""claimed -> done: everything of a version that has finished since the last time, in one transaction."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import Callable
@@ -21,27 +20,22 @@ MOST = 5000  # records per settle
 
 
 class Settler:
-    """Commits outcomes. Long slices settle what is done every `every` seconds."""
+    """Commits outcomes. Long slices settle what is done every `every` seconds. No version waits for another's."""
 
-    def __init__(self, jobs: Jobs, lines: list[Line], mode: str, gates: str, every: float, released: Callable[[], None]) -> None:
+    def __init__(self, jobs: Jobs, mode: str, gates: str, every: float, released: Callable[[], None]) -> None:
         self._jobs = jobs
-        self._lines = lines
         self._mode = mode
         self._gates = gates
         self._every = every
         self._released = released
-        self.wake = asyncio.Event()
         self.cut: set[uuid.UUID] = set()  # claims of which a part was left alone
         self.totals = {"ok": 0, "skipped": 0, "failed": 0, "retried": 0}
 
-    async def step(self) -> float:
-        more = False
-        for line in self._lines:
-            pieces = self._take(line)
-            if pieces:
-                more = True
-                await self._settle(line, pieces)
-        return 0.0 if more else self._every
+    async def step(self, line: Line) -> float:
+        pieces = self._take(line)
+        if pieces:
+            await self._settle(line, pieces)
+        return 0.0 if pieces else self._every
 
     def _take(self, line: Line) -> list[Slice]:
         taken: list[Slice] = []
@@ -69,7 +63,7 @@ class Settler:
         """All at once; where Postgres refuses that, each slice by itself."""
         try:
             await self._commit(line, pieces)
-        except (ClaimLost, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+        except (ClaimLost, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError) as error:
             if len(pieces) > 1:
                 for piece in pieces:
                     await self._parted(line, [piece])

@@ -3,34 +3,58 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import numbers
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from worker.core.models import Done, Effect, Fail, Record, Retry, Skip
+from worker.core.texts import NUL, fit
 from worker.jobs import Slice
 
+LONGEST_KEY = 2000  # bytes
+_LARGEST = 1e38  # of a confidence, as Postgres keeps it
 FIRST, ONE_IN = 20, 256  # inputs whose text is kept
 
 
-def unstorable(outcome: Any) -> str | None:
+def unstorable(outcome: Done) -> str | None:
     """Why Postgres could not keep this outcome, or None. JSON in Postgres has no NUL character."""
+    if why := _misshapen(outcome):
+        return f"the outcome's {why}"
     try:
-        text = orjson.dumps([outcome.output, outcome.meta, outcome.input, [(e.kind, e.body, e.target, e.key) for e in outcome.effects]])
+        text = orjson.dumps([outcome.output, dict(outcome.meta or {}), outcome.input, [(e.kind, e.body, e.target, e.key) for e in outcome.effects]])
     except (TypeError, orjson.JSONEncodeError) as error:
         return f"the outcome is not JSON: {error}"
-    return "the outcome holds a NUL character" if b"\\u0000" in text else None
+    return "the outcome holds a NUL character" if NUL.search(text) else None
 
 
-def clean(text: str) -> str:
+def _misshapen(outcome: Any) -> str | None:
+    """What no type checker has seen: a processor may be anybody's."""
+    sure, kinds = outcome.confidence, (list, tuple)
+    if sure is not None and (not isinstance(sure, numbers.Real) or not abs(float(sure)) < _LARGEST):
+        return f"confidence is no number from 0 to 1: {sure!r:.80}"
+    if not isinstance(outcome.needs_review, bool):
+        return "needs_review is neither True nor False"
+    if not isinstance(outcome.meta, (Mapping, type(None))) or not isinstance(outcome.input, (str, type(None))):
+        return "meta is no mapping, or its input no text"
+    if not isinstance(outcome.effects, kinds) or not all(isinstance(e, Effect) for e in outcome.effects):
+        return "effects are no list of Effect"
+    texts = [t for e in outcome.effects for t in (e.kind, e.target, "" if e.key is None else e.key)]
+    return None if all(isinstance(t, str) for t in texts) else "effects have a kind, target or key that is no text"
+
+
+def clean(text: object) -> str:
     """A reason as text that Postgres can keep."""
-    return text.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")[:4000]
+    return fit(text, 4000)
 
 
 def effect_key(effect: Effect, record: Record) -> str:
-    return effect.key if effect.key is not None else f"{effect.kind}:{effect.target}:{record.source}:{record.external_id}"
+    """As the processor named it; one that does not fit into an index is cut, and its digest tells it from others."""
+    key = effect.key if effect.key is not None else f"{effect.kind}:{effect.target}:{record.source}:{record.external_id}"
+    whole = key.encode()
+    return key if len(whole) <= LONGEST_KEY else f"{key[:200]}#{hashlib.sha256(whole).hexdigest()}"
 
 
 def _asked(piece: Slice, text: str) -> dict[str, Any]:

@@ -132,7 +132,8 @@ class AccountByList(Account):
     async def chunk(self, position: dict[str, Any], size: int, window: Window) -> Page:
         self._home.pin(position.get("did"))
         rev, left, cursor = position.get("rev"), position.get("left"), position.get("cursor")
-        if not isinstance(rev, str) or not isinstance(left, list) or not left or position.get("of") != self._o.collections:
+        sound = isinstance(rev, str) and isinstance(left, list) and all(isinstance(n, str) for n in left) and isinstance(cursor, str | None)
+        if not sound or not left or position.get("of") != self._o.collections:
             rev, left, cursor = await self._latest(position), await self._history.collections(), None
         records: list[RawRecord] = []
         if left:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+_CURSORS = range(2**63)
 MOST_MARKS = 100  # collections that a position tells of; the ones seen last
 
 
@@ -30,9 +31,9 @@ class Place:
         place = cls(via, host, did)
         if did and position.get("did") == did and isinstance(position.get("rev"), str):
             place.rev = position["rev"]
-            place.since = position.get("since")
+            place.since = position["since"] if isinstance(position.get("since"), str) else None
             place.marks = _marks(position)
-        if (position.get("via"), position.get("host")) == (via, host) and type(position.get("cursor")) is int:
+        if (position.get("via"), position.get("host")) == (via, host) and type(position.get("cursor")) is int and position["cursor"] in _CURSORS:
             place.cursor = position["cursor"]
             place.marks = _marks(position)
         return place

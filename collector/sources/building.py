@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from pydantic import ValidationError
 
 from collector.sources import Kind, Polled, Source, kinds
+from worker.core import loading
 from worker.core.errors import Misconfigured, nearest
 from worker.core.settings import CollectorSettings, Settings
 from worker.core.specs import SourceSpec
@@ -23,7 +24,7 @@ def kind_of(spec: SourceSpec, name: str) -> Kind:
         if spec.kind in BOXED:
             importlib.import_module(f"collector.sources.{spec.kind}")
         elif inner:
-            importlib.import_module(module)
+            loading.module(module)
         elif found := entry_points(group=GROUP, name=spec.kind):
             next(iter(found)).load()
     except ImportError as error:

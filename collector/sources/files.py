@@ -13,7 +13,7 @@ from pydantic import Field
 from collector.record import Builder, RecordOptions
 from collector.sources import Page, source
 from collector.sources.folder import Folder
-from collector.sources.identity import Entry, Found, fingerprint, further, same, shown, trimmed
+from collector.sources.identity import Entry, Found, entries_of, fingerprint, further, same, shown, trimmed
 from collector.sources.reading import CHUNK, Piece, lines
 from collector.sources.values import whole
 from worker.core.models import RawRecord
@@ -114,11 +114,11 @@ class Files:
 
     def joined(self, position: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         """What the other lane has read needs no second reading."""
-        return {"files": further(position.get("files", {}), other.get("files", {}))}
+        return {"files": further(entries_of(position), entries_of(other))}
 
     async def _pass(self, position: dict[str, Any], *, final: bool) -> AsyncGenerator[Page, None]:
         """Everything that is new, in pages that may hold records of several files."""
-        before: dict[str, Entry] = position.get("files", {})
+        before = entries_of(position)
         found = await asyncio.to_thread(self._folder.look, before)
         same_inode = {identity.partition("-")[2]: entry for identity, entry in before.items()}  # a device's number changes with a restart
         entries, records, size, taken = dict(before), [], 0, 0

@@ -12,15 +12,18 @@ from collector.sources.answers import Quota
 from collector.sources.github_client import Pulls
 from worker.core.models import RawRecord
 
+_NUMBERS = range(1, 2**62)
+_YEARS = range(1970, 9000)  # spans are added and taken away
 SECOND = dt.timedelta(seconds=1)  # GitHub's times have no finer grain
 
 
 def time_of(value: Any) -> dt.datetime | None:
-    """None where it is no time."""
+    """None where it is no time, or none that a pull request can have."""
     try:
-        return moment(value)
+        found = moment(value)
     except Defect:
         return None
+    return found if found.year in _YEARS else None
 
 
 def created(node: dict[str, Any]) -> dt.datetime | None:
@@ -106,7 +109,7 @@ class History:
         self.direction = "DESC" if self.window.since else "ASC"
         cursor, number = self.position.get("cursor"), self.position.get("number")
         self.cursor = cursor if isinstance(cursor, str) else None
-        self._number = number if self.cursor and type(number) is int else None
+        self._number = number if self.cursor and type(number) is int and number in _NUMBERS else None
         self._met = time_of(self.position.get("at")) if self.cursor else None
 
     def anew(self) -> None:
@@ -120,7 +123,7 @@ class History:
         since, until = self.window.since, self.window.until
         past = any(t < since for t in times) if since else any(t >= until for t in times) if until else False
         kept = [n for n in page.nodes if self.window.holds(created(n))]
-        self._numbers += [n["number"] for n in kept if type(n.get("number")) is int]
+        self._numbers += [n["number"] for n in kept if type(n.get("number")) is int and n["number"] in _NUMBERS]
         self._times += [t for n in kept if (t := created(n))]
         self.more, self.cursor, self._at, self.quotas = page.more and not past, page.cursor, page.at, page.quotas
         self.total = page.total if not (since or until) else None

@@ -40,6 +40,21 @@ class Found:
         return self.gone or self.path.suffix[1:].isdigit()
 
 
+def entries_of(position: dict[str, Any]) -> dict[str, Entry]:
+    """What a position says of files. An entry that makes no sense is none: that file is read anew, and raw knows its records."""
+    found = position.get("files")
+    return {k: e for k, e in found.items() if _sound(e)} if isinstance(found, dict) else {}
+
+
+def _sound(entry: Any) -> bool:
+    if not isinstance(entry, dict) or any(
+        type(entry.get(name, 0)) is not int or entry.get(name, 0) < 0 for name in ("size", "mtime", "offset", "index")
+    ):
+        return False
+    texts = ("print", "folder") if "offset" in entry else ()
+    return all(isinstance(entry.get(name), str) for name in texts) and {"size", "mtime"} <= entry.keys()
+
+
 def shown(name: str) -> str:
     """A file name as text that JSON can hold, whatever its bytes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -70,7 +85,7 @@ def moved(wanted: dict[str, Entry]) -> Iterable[Found]:
                 file = Found(Path(other.path), (".jsonl", ""), gone=True)
                 if file.identity in wanted and shape_of(other.name) in (None, (".jsonl", ""), (".ndjson", "")):
                     yield file
-        except OSError:  # the folder went with the file: there is nothing left to read
+        except (OSError, ValueError):  # the folder went with the file: there is nothing left to read
             continue
 
 

@@ -108,7 +108,8 @@ class Rss:
 
     async def fetch(self, position: dict[str, Any]) -> AsyncGenerator[Page, None]:
         """The feed as it is, and the older pages that it links to."""
-        url, last, n = position.get("page") or self._url, position.get("after"), int(number(position.get("number")))
+        page, last, n = position.get("page"), position.get("after"), int(number(position.get("number")))
+        url = joined(self._url, page) or self._url
         visited, shared = {self._url} - {url}, _texts(position.get("shared"))
         while url and n < self._o.pages and url not in visited:
             visited.add(url)

@@ -18,6 +18,7 @@ from worker.core.errors import Misconfigured
 from worker.core.specs import Seconds
 
 _STAMP = re.compile(r"[0-9]{1,12}")
+_LENGTH = re.compile(r"[0-9]{1,18}")
 
 
 class WebhookOptions(RecordOptions):
@@ -55,7 +56,7 @@ async def parts(request: Request, most: int) -> AsyncGenerator[bytes, None]:
     length, told = 0, request.headers.get("content-length", "0")
     async for part in request.stream():
         length += len(part)
-        if length > most or not told.isdigit() or int(told) > most:
+        if length > most or not _LENGTH.fullmatch(told) or int(told) > most:
             raise Refused(413, "too large", f"a body may have {most} bytes")
         yield part
 

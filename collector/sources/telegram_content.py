@@ -7,6 +7,7 @@ tells (ids of files, data of buttons) and what changes by itself: views, forward
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +38,10 @@ UNSUPPORTED: Content = ["unsupported"]
 
 
 def digest(content: Content) -> bytes:
-    return digest_of(orjson.dumps(content))
+    try:
+        return digest_of(orjson.dumps(content))
+    except TypeError:  # deeper than orjson writes, a number of more than 64 bits
+        return digest_of(json.dumps(content).encode())
 
 
 def of_message(message: Any) -> Content:

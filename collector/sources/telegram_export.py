@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from collector.record import Defect, moment
 from collector.sources import Page
 from collector.sources.telegram_exported import record
 from collector.sources.telegram_scan import Cut, Scan, elements, messages
@@ -44,18 +45,18 @@ class Export:
             return
         self.unread = []
         with file:
-            async for page in self._read(file, position.get("export") or {}):
+            async for page in self._read(file, position.get("export")):
                 yield page
 
-    async def _read(self, file: IO[bytes], before: dict[str, Any]) -> AsyncGenerator[Page, None]:
-        state = os.fstat(file.fileno())
+    async def _read(self, file: IO[bytes], told: Any) -> AsyncGenerator[Page, None]:
+        state, before = os.fstat(file.fileno()), told if isinstance(told, dict) else {}
         here: dict[str, Any] = {"size": state.st_size, "mtime": state.st_mtime_ns}
-        resumed = {k: before.get(k) for k in here} == here and type(before.get("offset")) is int
+        resumed = {k: before.get(k) for k in here} == here and type(before.get("offset")) is int and 0 <= before["offset"] <= state.st_size
         if resumed and before.get("done"):
             return
         scan = Scan(file, before["offset"] if resumed else 0, self._most)
         found = elements(scan, inside=True) if resumed else messages(scan, self._chat)
-        sent = dt.datetime.fromtimestamp(before["sent"], dt.UTC) if resumed and before.get("sent") else None
+        sent = _moment(before.get("sent")) if resumed else None
         broken: list[Cut] = []
         while batch := await self._batch(found, broken):
             records: list[RawRecord] = []
@@ -82,3 +83,11 @@ class Export:
         except Cut as cut:
             broken.append(cut)
         return batch
+
+
+def _moment(found: Any) -> dt.datetime | None:
+    """A time of a position; None where it is none."""
+    try:
+        return None if found is None else moment(found)
+    except Defect:
+        return None

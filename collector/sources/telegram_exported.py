@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from collector.record import digest_of
+from collector.record import digest_of, short
 from collector.sources.telegram_content import ACTIONS, UNSUPPORTED, Content, contact, digest, place
 from collector.sources.telegram_records import storable
 from worker.core.models import RawRecord
@@ -24,17 +24,17 @@ def record(raw: bytes, before: dt.datetime | None) -> RawRecord:
     mended = _ESCAPE.sub(rb"\1\\u00\2", raw) if b"\\x" in raw else raw
     try:
         value = orjson.loads(mended)
-        number, content = int(value["id"]), of_export(value)
+        number, seen = int(value["id"]), digest(of_export(value))
         sent, edited = _time(value, "date", before), _time(value, "edited", None)
-        missing = lacks(value)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        at, missing = edited or sent, lacks(value)
+        at = at - _MOMENT if at and missing else at
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError, RecursionError) as error:
         key = digest_of(raw)
         return RawRecord(key.hex(), key, body=raw, meta=META | {"defect": f"not a message of Telegram Desktop: {error!r}"[:200]})
     payload, body, meta = storable(mended)
     if "date_unixtime" not in value:
         meta["defect"] = "no time with zone: Desktop does not know this kind of message, or is older than 2021"
-    at = edited or sent
-    return RawRecord(str(number), digest(content), payload, body, "create", sent, at - _MOMENT if at and missing else at, META | meta)
+    return RawRecord(short(str(number)), seen, payload, body, "create", sent, at, META | meta)
 
 
 def of_export(value: dict[str, Any]) -> Content:

@@ -18,6 +18,7 @@ from collector.sources.telegram_records import gone, record
 from worker.core.models import RawRecord
 
 MOST = 100  # messages in one answer
+_NUMBERS, _YEARS = range(2**31), range(2013, 2038)  # Telegram counts messages and seconds in 31 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Top:
 def number_in(position: dict[str, Any], name: str) -> int | None:
     """A number of a position; None where it is absent or makes no sense."""
     found = position.get(name)
-    return found if type(found) is int and found >= 0 else None
+    return found if type(found) is int and found in _NUMBERS else None
 
 
 def time_in(position: dict[str, Any], name: str) -> dt.datetime | None:
@@ -40,7 +41,7 @@ def time_in(position: dict[str, Any], name: str) -> dt.datetime | None:
         found = dt.datetime.fromisoformat(position[name])
     except (KeyError, TypeError, ValueError):
         return None
-    return found if found.tzinfo else None
+    return found if found.tzinfo and found.year in _YEARS else None
 
 
 class History:

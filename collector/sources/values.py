@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import orjson
 
@@ -94,25 +94,56 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+class _Lines:
+    """The lines of a table for csv.reader. A row of more than `most` characters ends with csv.Error; the next one begins after that line."""
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
+        self._text, self._most = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=""), most
+        self._taken, self._size, self._digest = list[str](), 0, hashlib.blake2b(digest_size=16)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(self._most + 1)
+        if not line:
+            raise StopIteration
+        self._taken.append(line)
+        self._size += len(line)
+        if self._size <= self._most:
+            return line
+        while not line.endswith(("\n", "\r")) and (line := self._text.readline(CHUNK)):
+            self._digest.update(_bytes(line))
+        raise csv.Error("a row longer than max_line_bytes")
+
+    def written(self) -> tuple[bytes, bytes]:
+        """What was taken since the last call, of a long row the beginning; and the digest of all of it."""
+        head = _bytes("".join(self._taken))
+        self._digest.update(head)
+        told = head.rstrip(b"\r\n"), self._digest.digest()
+        self._taken, self._size, self._digest = [], 0, hashlib.blake2b(digest_size=16)
+        return told
+
+
 def table(file: IO[bytes], most: int) -> Iterator[Piece]:
     """The rows of a CSV file with a header, as JSON objects of strings. `end` is the row's number."""
-    csv.field_size_limit(min(most, (1 << 31) - 1))
-    taken: list[str] = []
-
-    def watched(text: io.TextIOWrapper) -> Iterator[str]:
-        for line in text:
-            taken.append(line)
-            yield line
-
-    rows = csv.reader(watched(io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")))
-    names = _distinct(next(rows, []))
-    for count, row in enumerate(rows, 1):
-        if count == 1:
-            del taken[0]
-        written = _bytes("".join(taken)).rstrip(b"\r\n")
-        taken.clear()
-        if row:
+    csv.field_size_limit((1 << 31) - 1)  # _Lines knows the limit
+    lines = _Lines(file, most)
+    rows, names, count = csv.reader(lines), None, 0
+    while True:
+        try:
+            row, why = next(rows, None), ""
+        except csv.Error as error:
+            row, why = [], f"not readable as CSV: {error}"
+        if row is None:
+            return
+        written, digest = lines.written()
+        count += names is not None or bool(why)
+        if why:
+            yield Piece(written[:HEAD], count, why, digest)
+        elif names is not None and row:
             yield _row(names, row, count, written)
+        names = _distinct(row) if names is None else names
 
 
 def _row(names: list[str], row: list[str], count: int, written: bytes) -> Piece:

@@ -17,7 +17,8 @@ _FULL = 100  # posts of one answer
 
 def number(position: dict[str, Any], name: str) -> int:
     """An id or count of a position; 0 where it is not there or makes no sense."""
-    found = str(position.get(name, ""))
+    told = position.get(name)
+    found = str(told) if isinstance(told, str | int) and (isinstance(told, str) or told < 2**63) else ""
     return int(found) if found.isascii() and found.isdigit() and len(found) < 20 else 0  # noqa: PLR2004  64 bits have no more digits
 
 

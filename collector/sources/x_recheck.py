@@ -46,13 +46,13 @@ class Recheck:
         newest = number(position, "newest") if going else newest
         low = number(position, "low") if going else self._lowest(newest, number(kept, "from"))
         upper, count = going or newest + 1, number(position, "count") if going else 0
-        edited = set(map(str, position.get("edited", []))) if going else set()
+        edited = _ids(position.get("edited")) if going else set()
         if not self._window:
             return
         if low >= upper:
             yield Looked([], [], upper, upper, kept)
             return
-        async with aclosing(read(self._reach.since(low - 1), going)) as sheets:
+        async with aclosing(read(self._reach.since(max(low - 1, 0)), going)) as sheets:
             async for sheet in sheets:
                 posts = [post for post in sheet.posts if post.id <= newest]
                 count += len(posts)
@@ -72,3 +72,8 @@ class Recheck:
     def _lowest(self, newest: int, beginning: int) -> int:
         """Ids of one length only, since keys are compared as text."""
         return max(snowflake(utcnow() - self._window), beginning + 1, int("1".ljust(len(str(newest)), "0")))
+
+
+def _ids(found: Any) -> set[str]:
+    """Those of a position that are ids."""
+    return {str(number({"": key}, "")) for key in found} - {"0"} if isinstance(found, list) else set()

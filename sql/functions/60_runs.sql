@@ -2,7 +2,7 @@
 
 -- Opens a run. Waits for pages that are being written (each takes milliseconds), so that everything below the run's end is committed
 -- and gets its slices from this run, everything above from append_staged.
--- p_spec: {lane, quiet, sources: [ids], since, until, max_records, failed, force, raw_ids, from: only raw ids above, watch: done when its work is}
+-- p_spec: {lane, quiet, sources: [ids], since, until, max_records, failed, force, raw_ids, set: only its members, from: only raw ids above, watch: done when its work is}
 create or replace function tailrace.open_run(p_kind text, p_version int, p_spec jsonb) returns bigint language plpgsql
 security definer set search_path = tailrace, pg_temp as $$
 declare v_run bigint;
@@ -63,9 +63,10 @@ declare
   v_failed boolean := coalesce((p_run.spec ->> 'failed')::boolean, false);
   v_force boolean := coalesce((p_run.spec ->> 'force')::boolean, false);
   v_ids bigint[] := (select array_agg(i::bigint) from jsonb_array_elements_text(p_run.spec -> 'raw_ids') i);
+  v_set int := set_id(p_run.spec ->> 'set');
   v_lane smallint := coalesce((p_run.spec ->> 'lane')::smallint, 2);
   v_quiet boolean := coalesce((p_run.spec ->> 'quiet')::boolean, false);
-  v_plain boolean := v_since is null and v_until is null and v_ids is null and not v_failed and p_left > p_to - p_from;
+  v_plain boolean := v_since is null and v_until is null and v_ids is null and v_set is null and not v_failed and p_left > p_to - p_from;
   v_results boolean := exists (select from results x where x.version_id = p_run.version_id and x.raw_id between p_from and p_to);
   v_jobs boolean := exists (
     select from unnest(p_sources) s cross join lateral (
@@ -93,7 +94,8 @@ begin
       left join (select distinct on (x.raw_id) x.raw_id, x.rerun, x.status from results x
                  where v_results and x.version_id = p_run.version_id and x.raw_id between p_from and p_to order by x.raw_id, x.rerun desc) x on x.raw_id = h.id
       where (v_since is null or h.occurred_at >= v_since) and (v_until is null or h.occurred_at < v_until)
-        and (v_ids is null or h.id = any (v_ids))),
+        and (v_ids is null or h.id = any (v_ids))
+        and (v_set is null or h.id in (select m.raw_id from record_set_members m where m.set_id = v_set and m.raw_id between p_from and p_to))),
     wanted as (
       select a.id, a.source_id, a.n, coalesce(a.last_rerun + 1, 0)::smallint as rerun
       from asked a

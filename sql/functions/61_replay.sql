@@ -13,6 +13,7 @@ security definer set search_path = tailrace, pg_temp set work_mem = '64MB' as $$
     where r.source_id in (select id from chosen)
       and (p_spec ->> 'since' is null or r.occurred_at >= (p_spec ->> 'since')::timestamptz)
       and (p_spec ->> 'until' is null or r.occurred_at < (p_spec ->> 'until')::timestamptz)
+      and (p_spec ->> 'set' is null or r.id in (select set_members(p_spec ->> 'set')))
     group by 1),
   results_of as (
     select r.source_id, count(*) as n, count(*) filter (where x.status = 'failed') as failed
@@ -21,9 +22,15 @@ security definer set search_path = tailrace, pg_temp set work_mem = '64MB' as $$
     where r.source_id in (select id from chosen)
       and (p_spec ->> 'since' is null or r.occurred_at >= (p_spec ->> 'since')::timestamptz)
       and (p_spec ->> 'until' is null or r.occurred_at < (p_spec ->> 'until')::timestamptz)
+      and (p_spec ->> 'set' is null or r.id in (select set_members(p_spec ->> 'set')))
     group by 1),
   open_of as (
-    select j.source_id, sum(j.n_rows) as n from jobs j where j.version_id = p_version group by 1)
+    select j.source_id, sum(j.n_rows) as n from jobs j where p_spec ->> 'set' is null and j.version_id = p_version group by 1
+    union all
+    select r.source_id, count(*) from set_members(p_spec ->> 'set') m join raw_records r on r.id = m
+    cross join lateral (select j.raw_id_to from jobs j where j.version_id = p_version and j.source_id = r.source_id and j.raw_id <= r.id
+                        order by j.raw_id desc limit 1) j
+    where p_spec ->> 'set' is not null and j.raw_id_to >= r.id group by 1)
   select c.name, m.n, coalesce(d.n, 0), coalesce(o.n, 0)::bigint, coalesce(d.failed, 0)
   from chosen c join matched m on m.source_id = c.id left join results_of d on d.source_id = c.id left join open_of o on o.source_id = c.id
   order by c.name

@@ -17,7 +17,7 @@ grant insert, update, delete on tailrace.jobs to tailrace_worker;
 grant insert on tailrace.results, tailrace.settled, tailrace.effects, tailrace.delivery_attempts to tailrace_worker;
 grant insert, update on tailrace.deliveries, tailrace.quotas, tailrace.workers, tailrace.runs to tailrace_worker;
 
-grant insert on tailrace.effects, tailrace.delivery_attempts, tailrace.reviews to tailrace_operator;
+grant insert on tailrace.effects, tailrace.delivery_attempts, tailrace.reviews, tailrace.record_sets, tailrace.record_set_members to tailrace_operator;
 grant insert, update on tailrace.deliveries, tailrace.quotas, tailrace.runs, tailrace.sources, tailrace.workers to tailrace_operator;
 grant update, delete on tailrace.jobs to tailrace_operator;
 grant insert on tailrace.jobs to tailrace_operator;

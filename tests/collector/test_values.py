@@ -87,6 +87,19 @@ def test_a_row_that_is_no_text_is_kept_as_its_bytes():
     assert not good.why
 
 
+@pytest.mark.parametrize("long", ["x" * 5000, '"x",' * 2000, '"' + "x" * 999 + '",' * 3])
+def test_a_row_that_is_too_long_is_a_defect_and_the_others_are_read(long):
+    pieces = list(values.table(io.BytesIO(f"id\n1\n{long}\n2\n".encode()), 1000))
+    assert [p.raw for p in pieces if not p.why] == [b'{"id":"1"}', b'{"id":"2"}']
+    assert any("longer than max_line_bytes" in p.why and len(p.raw) < 1010 and p.digest for p in pieces)
+    assert [p.end for p in pieces] == list(range(1, len(pieces) + 1))
+
+
+def test_a_header_that_is_too_long_loses_no_row():
+    head, row = values.table(io.BytesIO(b"x" * 2000 + b"\n1,2\n"), 1000)
+    assert (head.end, head.why, row.end, row.raw) == (1, "not readable as CSV: a row longer than max_line_bytes", 2, b'{"_more":["1","2"]}')
+
+
 def test_an_empty_table_has_no_rows():
     assert table(b"") == table(b"id,text\n") == []
 

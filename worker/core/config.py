@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from dataclasses import dataclass, field
@@ -12,8 +13,10 @@ from pydantic import BaseModel
 
 from worker.core import crashpoint
 from worker.core.errors import Misconfigured, nearest
+from worker.core.texts import storable
 
 PREFIX = "TAILRACE_"
+DEEPEST = 50  # tables in tables
 FREE = frozenset({"sources", "effects"})  # their entries allow keys of their own kind, checked by the kind
 
 
@@ -41,11 +44,39 @@ def load(model: type[BaseModel], environ: dict[str, str] | None = None, cwd: Pat
     _read_file(loaded, environ, cwd or Path.cwd())
     _check_names(loaded.values, model, (), str(loaded.path))
     for name in sorted(n for n in environ if n.startswith(PREFIX) and n != f"{PREFIX}CONFIG"):
+        _check_value(environ[name], f"environment variable {name}")
         _read_variable(loaded, model, name, environ[name])
     if url := environ.get("DATABASE_URL", "").strip():
+        _check_value(url, "environment variable DATABASE_URL")
         loaded.values["database_url"] = url
         loaded.origins["database_url"] = "DATABASE_URL"
     return loaded
+
+
+def _check_value(value: Any, where: str) -> None:
+    """Whatever is configured can come to be stored in Postgres: refused is what it, or JSON, has no way to hold."""
+    if isinstance(value, str) and not storable(value):
+        raise Misconfigured(f"{where} holds a character that is no text (NUL, or bytes that are not UTF-8)", "write it in UTF-8")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise Misconfigured(f"{where} is a number of more than 64 bits", "write a smaller one")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Misconfigured(f"{where} is {value}, which is no number", "leave it out, or write a number")
+
+
+def _check_values(values: dict[str, Any], path: str) -> None:
+    """All that a file holds. It is walked without recursion: a dotted name may have thousands of parts."""
+    waiting: list[tuple[Any, tuple[str, ...]]] = [(values, ())]
+    while waiting:
+        value, above = waiting.pop()
+        if len(above) > DEEPEST:
+            raise Misconfigured(f"{path}: {'.'.join(above[:5])}... is nested more than {DEEPEST} deep", "write it flatter")
+        _check_value(value, f"{path}: {'.'.join(above)}")
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                _check_value(name, f"{path}: the name {name!r}")
+                waiting.append((inner, (*above, name)))
+        elif isinstance(value, list):
+            waiting += [(inner, (*above, str(n))) for n, inner in enumerate(value)]
 
 
 def _check_crashpoint(text: str) -> None:
@@ -61,14 +92,17 @@ def _check_crashpoint(text: str) -> None:
 def _read_file(loaded: Loaded, environ: dict[str, str], cwd: Path) -> None:
     named = environ.get(f"{PREFIX}CONFIG")
     path = cwd / (named or "tailrace.toml")
-    if not path.exists():
-        if named:
-            raise Misconfigured(f"TAILRACE_CONFIG names {path}, which does not exist", "`tailrace init` writes a first one")
-        return
     try:
-        loaded.values = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        loaded.values = tomllib.loads(path.read_text("utf-8-sig"))
+    except FileNotFoundError as error:
+        if named:
+            raise Misconfigured(f"TAILRACE_CONFIG names {path}, which does not exist", "`tailrace init` writes a first one") from error
+        return
+    except OSError as error:
+        raise Misconfigured(f"{path} cannot be read: {error.strerror}", "TAILRACE_CONFIG names the file") from error
+    except (ValueError, RecursionError) as error:  # also a number that is too long, brackets that are too deep
         raise Misconfigured(f"{path} is not valid TOML: {error}", "mend that line") from error
+    _check_values(loaded.values, str(path))
     loaded.path = path.resolve()
     for dotted in _leaves(loaded.values, ()):
         loaded.origins[dotted] = str(path)
@@ -87,6 +121,8 @@ def _entry_model(model: type[BaseModel], name: str) -> tuple[type[BaseModel] | N
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
     args: tuple[Any, ...] = getattr(annotation, "__args__", ())
+    if len(args) == 2 and args[1] is type(None) and isinstance(args[0], type) and issubclass(args[0], BaseModel):  # noqa: PLR2004  Model | None
+        return args[0], False
     if len(args) == 2 and isinstance(args[1], type) and issubclass(args[1], BaseModel):  # noqa: PLR2004  dict[str, Model]
         return args[1], True
     return None, False
@@ -122,7 +158,7 @@ def _read_variable(loaded: Loaded, model: type[BaseModel], variable: str, value:
         known = [f"{PREFIX}{n.upper()}" for n in model.model_fields if n != "database_url"]
         raise Misconfigured(f"unknown environment variable {variable}", nearest(variable, [*known, f"{PREFIX}CONFIG"]))
     inner, named = _entry_model(model, section)
-    target, path = loaded.values, [section]
+    path = [section]
     if named:
         if len(parts) == 1:
             raise Misconfigured(f"{variable} needs a name", f"{PREFIX}{section.upper()}__NAME")
@@ -143,7 +179,14 @@ def _read_variable(loaded: Loaded, model: type[BaseModel], variable: str, value:
         path += rest
     elif rest:
         raise Misconfigured(f"unknown environment variable {variable}", f"{PREFIX}{section.upper()} takes a value")
-    for name in path[:-1]:
+    _put(loaded, path, variable, value)
+
+
+def _put(loaded: Loaded, path: list[str], variable: str, value: str) -> None:
+    target = loaded.values
+    for n, name in enumerate(path[:-1], 1):
         target = target.setdefault(name, {})
+        if not isinstance(target, dict):
+            raise Misconfigured(f"{variable}: {'.'.join(path[:n])} is a value, there is nothing in it", f"set {PREFIX}{'__'.join(path[:n]).upper()}")
     target[path[-1]] = value
     loaded.origins[".".join(path)] = variable

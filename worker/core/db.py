@@ -17,6 +17,7 @@ T = TypeVar("T")
 AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a call on a session that the server is just ending
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
@@ -41,8 +42,18 @@ _SESSION = {"client_min_messages": "warning", "idle_in_transaction_session_timeo
 
 
 def shown(url: str) -> str:
-    """The address without its password, for messages."""
-    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
+    """The address without its password, for messages. What is neither an address nor `name=value` is not shown at all."""
+    if "://" not in url and "=" not in url:
+        return "***"
+    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'?|[^&\s]*)", r"\1***", re.sub(r"(://[^:/?#@]*:).*@", r"\1***@", url))
+
+
+def without_password(text: object, url: str) -> str:
+    """What a library says about an address: it may quote the parts that `shown` hides."""
+    said, parts = str(text), re.compile(r"[^\s\"'`:/@?#&=%]{3,}")
+    for part in sorted(set(parts.findall(url)) - set(parts.findall(shown(url))), key=len, reverse=True):
+        said = said.replace(part, "***")
+    return said
 
 
 async def connect_pool(
@@ -82,18 +93,19 @@ async def connect_pool(
                     max_inactive_connection_lifetime=300,
                     **cached,
                 )
-            except (*_WRONG, *_UNUSABLE, ValueError) as error:
+            except (*_WRONG, *_UNUSABLE, ValueError, OverflowError) as error:  # a port that is none
                 raise _refusal(error, url, role) from error
     raise AssertionError("unreachable")
 
 
 def _refusal(error: Exception, url: str, role: str) -> Misconfigured:
     """What waiting cannot mend, and what to do about it."""
+    said = without_password(error, url)
     if isinstance(error, _WRONG):
-        return Misconfigured(f"the database refuses {shown(url)}: {error}", "check DATABASE_URL: user, password and database name")
+        return Misconfigured(f"the database refuses {shown(url)}: {said}", "check DATABASE_URL: user, password and database name")
     if isinstance(error, _UNUSABLE[:-1]):
-        return Misconfigured(f"cannot work as {role}: {error}", "run `tailrace migrate` as the owner of the database")
-    return Misconfigured(f"DATABASE_URL is not usable: {error}", "write it as postgresql://user:password@host:5432/database")
+        return Misconfigured(f"cannot work as {role}: {said}", "run `tailrace migrate` as the owner of the database")
+    return Misconfigured(f"DATABASE_URL is not usable: {said}", "write it as postgresql://user:password@host:5432/database")
 
 
 async def _keep(_connection: asyncpg.Connection) -> None:
@@ -110,7 +122,7 @@ async def open_pool(
         pool = await connect_pool(url, settings, program, role, size, warm, read_only=read_only)
         await patiently(settings, check_schema, pool)
     except AWAY as error:
-        raise Unavailable(f"no database at {shown(url)}: {error!r}", "start it, or correct DATABASE_URL") from error
+        raise Unavailable(f"no database at {shown(url)}: {without_password(repr(error), url)}", "start it, or correct DATABASE_URL") from error
     return pool
 
 

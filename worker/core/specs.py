@@ -11,13 +11,18 @@ from worker.core.times import parse_seconds
 
 
 def listed(value: Any) -> Any:
-    """A comma list or a JSON array as a list."""
-    if isinstance(value, str):
-        return json.loads(value) if value.strip().startswith("[") else [part.strip() for part in value.split(",") if part.strip()]
-    return value
+    """A comma list or a JSON array as a list. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip().startswith("["):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"this begins like a JSON array and is none: {error}") from None
 
 
-Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0, le=100 * 366 * 86400)]  # a hundred years: sums with times stay times
 Names = Annotated[list[str], BeforeValidator(listed)]
 
 
@@ -52,6 +57,35 @@ class VariantSpec(Section):
         return _one_prompt(self)
 
 
+Share = Annotated[float, Field(ge=0)]
+Margin = Annotated[float, Field(gt=0, lt=1)]
+
+
+class GateSpec(Section):
+    """`[pipelines.NAME.gate]`: what a version has to show beside the live one before `tailrace promote` lets it speak."""
+
+    fields: dict[str, Margin] = Field(
+        default_factory=dict,
+        description="by field of the output: how much less often than live it may be right, e.g. 0.02; truth: reviews or `gold`",
+    )
+    gold: str | None = Field(None, description="file with the right answers, beside the configuration; without it the reviews are the truth")
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="how often a version that is worse by a whole margin may pass a field's check")
+    min_records: int = Field(100, ge=1, description="fewer records that both versions have done are not enough evidence")
+    most_new_effects: Share | None = Field(None, description="effects that only it wishes, at most, as a share of live's effects")
+    most_lost_effects: Share | None = Field(None, description="effects of live that it does not wish, at most, as a share of them")
+    most_changed_effects: Share | None = Field(None, description="effects that it wishes with another body, at most, as a share of live's")
+    most_cost: float | None = Field(None, gt=0, description="its cost per record, at most, as a ratio to live's: 1.5 is half as much again")
+    zero_tolerance: str | None = Field(None, description="name of a frozen set of records of which none may differ from live, or be wrong")
+    zero_tolerance_fields: Names = Field(default_factory=list, description="fields of the output that count for it; none named: the whole output")
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> GateSpec:
+        asked = (self.most_new_effects, self.most_lost_effects, self.most_changed_effects, self.most_cost, self.zero_tolerance)
+        if not self.fields and all(limit is None for limit in asked):
+            raise ValueError("a gate without a check lets everything through: give it fields, most_..., or zero_tolerance")
+        return self
+
+
 Prompted = TypeVar("Prompted", "PipelineSpec", VariantSpec)
 
 
@@ -83,7 +117,20 @@ class PipelineSpec(Section):
     retry_rounds: int = Field(3, ge=0, description="how many of these slow attempts before the record waits for `tailrace retry`")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the processor, which checks them")
 
+    gate: GateSpec | None = Field(
+        None, description="what `tailrace promote` asks of a new version; with a gate, `promote` is manual by default; none: it only counts"
+    )
     variants: dict[str, VariantSpec] = Field(default_factory=dict, description="further versions that run beside it, by name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ask_the_gate(cls, given: Any) -> Any:
+        """Only `tailrace promote` asks a gate, so no new version goes live by itself where there is one."""
+        if isinstance(given, dict) and given.get("gate"):
+            given = {"promote": "manual"} | given
+            if given["promote"] == "on_start":
+                raise ValueError('promote = "on_start" goes around the gate: write "manual" or "shadow", or leave it out')
+        return given
 
     @model_validator(mode="after")
     def _one_prompt(self) -> PipelineSpec:

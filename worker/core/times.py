@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import re
 
 from worker.core.errors import Misconfigured
@@ -34,12 +35,15 @@ def parse_window(since: str | None, until: str | None) -> tuple[dt.datetime | No
 
 def parse_seconds(value: float | str) -> float:
     """Seconds, or a number with ms, s, m, h, d or w: 90, "90s", "1.5h"."""
-    if isinstance(value, (int, float)):
-        return float(value)
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?\s*", value)
-    if not match:
-        raise ValueError(f"{value!r} is not a span of time; write 90, '90s', '15m', '6h' or '2d'")
-    return float(match[1]) * _UNITS[match[2] or "s"]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|w)?\s*", value)):
+        seconds = float(match[1]) * _UNITS[match[2] or "s"]
+    else:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError(f"{str(value)[:40]!r} is not a span of time; write 90, '90s', '15m', '6h' or '2d'")
+    return seconds
 
 
 def from_binary(sent: bytes) -> dt.datetime:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ValidationError
 
+from worker.core import loading
 from worker.core.errors import Misconfigured, nearest
 from worker.core.models import Delivery, Receipt
 from worker.core.settings import Settings
@@ -56,7 +56,7 @@ def _kind(effect: str, spec: EffectSpec) -> tuple[Kind, Any]:
         raise Misconfigured(f"effects.{effect}: unknown sink {spec.sink!r}", nearest(spec.sink, BOXED))
     module, _, name = spec.sink.partition(":")
     try:
-        importlib.import_module(module if name else f"worker.sinks.{spec.sink}")
+        loading.module(module if name else f"worker.sinks.{spec.sink}")
         found = _kinds[name or spec.sink]
     except (ImportError, KeyError) as error:
         raise Misconfigured(f"effects.{effect}: cannot load sink {spec.sink!r}: {error}", "`module:name` loads a sink from outside") from error

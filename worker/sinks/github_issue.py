@@ -158,7 +158,7 @@ class GithubIssue:
         labelled = f"&labels={quote(self._o.label, safe='')}" if self._o.label else ""
         for page in range(1, pages + 1):
             issues = await self._ask("GET", f"{path}?state={state}&sort=created&direction=desc&per_page={PAGE}&page={page}{labelled}")
-            found += [i for i in issues if "pull_request" not in i and wanted in body_of(i)]
+            found += [i for i in issues if "pull_request" not in i and type(i.get("number")) is int and wanted in body_of(i)]
             if len(issues) < PAGE:
                 return found[::-1]
         if found or state == "closed":
@@ -180,12 +180,12 @@ class GithubIssue:
             return missing
         if receipt.outcome != "sent":
             raise Failed(receipt)
-        try:
-            return orjson.loads(told[0].content)
-        except orjson.JSONDecodeError:
-            if method == "GET":
-                raise Failed(Receipt("retry", detail="GitHub's answer was cut off, or is no JSON")) from None
-            return {}
+        found = None
+        with suppress(orjson.JSONDecodeError):
+            found = orjson.loads(told[0].content)
+        if method == "GET" and not (isinstance(found, list) and all(isinstance(thing, dict) for thing in found)):
+            raise Failed(Receipt("retry", detail="GitHub's answer was cut off, or is no list"))
+        return found
 
 
 def _limited(answer: Answer, usual: Receipt) -> Receipt:
@@ -193,7 +193,7 @@ def _limited(answer: Answer, usual: Receipt) -> Receipt:
     if answer.status not in _LATER:
         return usual
     after, reset = retry_after(answer.headers), answer.headers.get("x-ratelimit-reset", "")
-    if after is None and answer.headers.get("x-ratelimit-remaining") == "0" and reset.isdigit():
+    if after is None and answer.headers.get("x-ratelimit-remaining") == "0" and reset.isascii() and reset.isdigit():
         after = bounded(float(reset) - time.time())
     if after is None and b"rate limit" not in answer.content.lower():
         return usual
