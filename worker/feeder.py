@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from worker.core.events import emit
@@ -16,7 +17,6 @@ from worker.line import Line
 EIGHTH = 8  # at least one claim in eight goes to the catch-up and replay lanes
 SOURCES = 8  # sources per claim
 FORGET = 2.0  # seconds after which lower bounds and the list of ready sources are read anew
-LONGEST = 5.0  # the same, where reading them is slow
 LIVE, REPLAY = 0, 2  # lanes; between them the one of catch-ups
 ALONE = 1.0  # seconds of suspects in a row before ordinary work goes on
 
@@ -34,12 +34,11 @@ class Feeder:
         self._afforded: dict[int, int] = {}  # version: records that the budget of its replay still allows
         self._rung: set[int] = set()  # sources whose bell rang while a question was under way: its answer may be older
         self._suspects: dict[int, int] = {}  # version: lower bound
-        self._pace = Pace(LONGEST)
+        self._pace = Pace(5.0)  # where reading them is slow, so many seconds at most
         self._looked = -1e9
         self._known = False
         self._slow: asyncio.Task[None] | None = None  # the claim of catch-up or replay work that is under way
-        self._claims = 0
-        self._normal = 0
+        self._claims = self._normal = 0
         self.wake = asyncio.Event()
         self.stopping = False
         self.budget: int | None = None  # records that may still be claimed; None: no end
@@ -63,8 +62,7 @@ class Feeder:
         self._collect()
         if self.stopping or self.budget == 0:
             return self._poll
-        since = time.monotonic() - self._looked
-        if since > FORGET and (self._ready or self._idle() or since > self._poll) and self._pace.ready():
+        if (since := time.monotonic() - self._looked) > FORGET and (self._ready or self._idle() or since > self._poll) and self._pace.ready():
             await self._look()
         if self._suspects and (self._normal >= EIGHTH or not self._ready):
             await self._alone()
@@ -166,19 +164,16 @@ class Feeder:
                 self.budget = max(0, self.budget - len(piece.records))
 
     def _exhausted(self, key: tuple[int, int], sources: list[int], pieces: list[Slice], each: int) -> None:
-        got = dict.fromkeys(sources, 0)
-        for piece in pieces:
-            got[piece.source_id] += 1
+        got = Counter(piece.source_id for piece in pieces)
         ready = self._ready.get(key, set())
-        ready.difference_update(s for s, n in got.items() if n < each and not (s in self._rung and key[1] == LIVE))
+        ready.difference_update(s for s in sources if got[s] < each and not (s in self._rung and key[1] == LIVE))
         if not ready:
             self._ready.pop(key, None)
 
     async def _alone(self) -> None:
         """Records that were in a crash run with nothing beside them, one slice at a time."""
         self._normal = 0
-        version = min(self._suspects)
-        line = self._by_version[version]
+        line = self._by_version[version := min(self._suspects)]
         until = time.monotonic() + ALONE
         while not self.stopping and self.budget != 0 and time.monotonic() < until:
             await self._wait_idle()
@@ -199,8 +194,7 @@ class Feeder:
             self._collect()
 
     def _report(self, line: Line, lane: int, pieces: list[Slice]) -> None:
-        due = from_binary(min(p.due for p in pieces)).timestamp()
         emit(
             "job.claimed", pipeline=line.runnable.pipeline, version=line.runnable.version, lane=lane, slices=len(pieces),
-            records=sum(len(p.records) for p in pieces), wait=round(time.time() - due, 4),
+            records=sum(len(p.records) for p in pieces), wait=round(time.time() - from_binary(min(p.due for p in pieces)).timestamp(), 4),
         )  # fmt: skip
