@@ -19,8 +19,10 @@ from worker.core import db, service
 from worker.core.events import emit
 from worker.core.http import serving
 from worker.core.metrics import Metrics
+from worker.core.pace import Pace
 from worker.core.settings import Settings, read
 
+WATCH = 10.0  # seconds that a slow round of the watchdog lets the next one wait
 _TOUCH = "select tailrace.touch_sources($1, $2)"
 
 
@@ -39,6 +41,7 @@ class Live:
         self._readers = Readers(settings, self._patiently, again)
         self._away = False
         self._touched = time.monotonic()
+        self._pace = Pace(WATCH)
 
     async def run(self, url: str) -> None:
         """Serves health at once, then waits for the database, then collects until stopped."""
@@ -137,9 +140,10 @@ class Live:
         return self.settings.collector.touch_seconds
 
     async def _watch(self) -> float:
-        if self._pool is None:
+        if self._pool is None or not self._pace.ready():
             return 1.0
-        found = await self._patiently(self._pool.fetchrow, "select * from tailrace.watch($1, 200)", self.settings.worker.max_crashes)
+        with self._pace.timed():
+            found = await self._patiently(self._pool.fetchrow, "select * from tailrace.watch($1, 200)", self.settings.worker.max_crashes)
         if found["rescued"]:
             emit("lease.rescued", rescued=found["rescued"], buried=found["buried"])
         return self.settings.worker.watch_seconds

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from worker.core.events import emit
+from worker.core.pace import Pace
 from worker.core.times import from_binary
 from worker.jobs import Jobs, Slice
 from worker.line import Line
@@ -31,12 +33,12 @@ class Feeder:
         self._lows: dict[tuple[int, int, int], int] = {}
         self._afforded: dict[int, int] = {}  # version: records that the budget of its replay still allows
         self._rung: set[int] = set()  # sources whose bell rang while a question was under way: its answer may be older
-        self._suspects: set[int] = set()
+        self._suspects: dict[int, int] = {}  # version: lower bound
+        self._pace = Pace(5.0)  # where reading them is slow, so many seconds at most
         self._looked = -1e9
         self._known = False
         self._slow: asyncio.Task[None] | None = None  # the claim of catch-up or replay work that is under way
-        self._claims = 0
-        self._normal = 0
+        self._claims = self._normal = 0
         self.wake = asyncio.Event()
         self.stopping = False
         self.budget: int | None = None  # records that may still be claimed; None: no end
@@ -46,6 +48,7 @@ class Feeder:
         """Work may be ready: of this source, or (None) somewhere."""
         if source_id is None:
             self._looked = -1e9
+            self._pace.again()
         else:
             self._rung.add(source_id)
             self._expect({source_id})
@@ -59,7 +62,7 @@ class Feeder:
         self._collect()
         if self.stopping or self.budget == 0:
             return self._poll
-        if time.monotonic() - self._looked > FORGET and (self._ready or self._idle() or time.monotonic() - self._looked > self._poll):
+        if (since := time.monotonic() - self._looked) > FORGET and (self._ready or self._idle() or since > self._poll) and self._pace.ready():
             await self._look()
         if self._suspects and (self._normal >= EIGHTH or not self._ready):
             await self._alone()
@@ -99,12 +102,13 @@ class Feeder:
         self._known = False
         self._looked = time.monotonic()  # before the question: a ring while it is answered asks again
         self._rung.clear()
-        found = await self._jobs.peek(list(self._by_version))
-        self._lows.clear()
+        with self._pace.timed():
+            found = await self._jobs.peek(list(self._by_version))
         self._ready.clear()
-        self._suspects = {v for v, lane, _, _ in found if lane < 0}
-        self._afforded = {version: most for version, lane, _, most in found if lane == REPLAY and most is not None}
-        for version, lane, source, _ in found:
+        self._suspects = {version: low for version, lane, _, _, low in found if lane < 0}
+        self._afforded = {version: most for version, lane, _, most, _ in found if lane == REPLAY and most is not None}
+        self._lows.update({(version, lane, source): low for version, lane, source, _, low in found})
+        for version, lane, source, _, _ in found:
             if lane >= 0:
                 self._ready.setdefault((version, lane), set()).add(source)
         self._expect(self._rung)
@@ -160,25 +164,24 @@ class Feeder:
                 self.budget = max(0, self.budget - len(piece.records))
 
     def _exhausted(self, key: tuple[int, int], sources: list[int], pieces: list[Slice], each: int) -> None:
-        got = dict.fromkeys(sources, 0)
-        for piece in pieces:
-            got[piece.source_id] += 1
+        got = Counter(piece.source_id for piece in pieces)
         ready = self._ready.get(key, set())
-        ready.difference_update(s for s, n in got.items() if n < each and not (s in self._rung and key[1] == LIVE))
+        ready.difference_update(s for s in sources if got[s] < each and not (s in self._rung and key[1] == LIVE))
         if not ready:
             self._ready.pop(key, None)
 
     async def _alone(self) -> None:
         """Records that were in a crash run with nothing beside them, one slice at a time."""
         self._normal = 0
-        line = self._by_version[min(self._suspects)]
+        line = self._by_version[version := min(self._suspects)]
         until = time.monotonic() + ALONE
         while not self.stopping and self.budget != 0 and time.monotonic() < until:
             await self._wait_idle()
-            pieces = [] if self.stopping else await self._jobs.claim_suspect(line.runnable)
+            pieces = [] if self.stopping else await self._jobs.claim_suspect(line.runnable, self._suspects[version])
             if not pieces:
-                self._suspects.discard(line.runnable.version_id)
+                del self._suspects[version]
                 break
+            self._suspects[version] = pieces[0].raw_id + 1
             self._spend(pieces)
             self._report(line, pieces[0].lane, pieces)
             line.push(pieces)
@@ -191,8 +194,7 @@ class Feeder:
             self._collect()
 
     def _report(self, line: Line, lane: int, pieces: list[Slice]) -> None:
-        due = from_binary(min(p.due for p in pieces)).timestamp()
         emit(
             "job.claimed", pipeline=line.runnable.pipeline, version=line.runnable.version, lane=lane, slices=len(pieces),
-            records=sum(len(p.records) for p in pieces), wait=round(time.time() - due, 4),
+            records=sum(len(p.records) for p in pieces), wait=round(time.time() - from_binary(min(p.due for p in pieces)).timestamp(), 4),
         )  # fmt: skip

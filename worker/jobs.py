@@ -80,7 +80,7 @@ class Slice:
 
 
 _CLAIM = "select * from tailrace.claim_jobs($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-_SUSPECT = "select * from tailrace.claim_suspect($1, $2, $3, $4)"
+_SUSPECT = "select * from tailrace.claim_suspect($1, $2, $3, $4, $5)"
 _SETTLE = (
     "select * from tailrace.settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)"
 )
@@ -101,8 +101,8 @@ class Jobs:
         self._lease = lease
         self._sources: dict[int, str] = {}
 
-    async def peek(self, versions: Sequence[int]) -> list[tuple[int, int, int, int | None]]:
-        """(version, lane, source, records that its budget allows) that have ready work; lane -1: suspects."""
+    async def peek(self, versions: Sequence[int]) -> list[tuple[int, int, int, int | None, int]]:
+        """(version, lane, source, records that its budget allows, first raw id) that have ready work; lane -1: suspects."""
         return [tuple(row) for row in await self._pool.fetch("select * from tailrace.peek($1)", versions)]
 
     async def claim(self, runnable: Runnable, lane: int, sources: Sequence[tuple[int, int]], per_source: int, limit: int) -> list[Slice]:
@@ -122,9 +122,9 @@ class Jobs:
         )
         return await self._slices(runnable, token, lane, rows)
 
-    async def claim_suspect(self, runnable: Runnable) -> list[Slice]:
+    async def claim_suspect(self, runnable: Runnable, low: int) -> list[Slice]:
         token = uuid.uuid4()
-        return await self._slices(runnable, token, 0, await self._pool.fetch(_SUSPECT, token, self._worker, runnable.version_id, self._lease))
+        return await self._slices(runnable, token, 0, await self._pool.fetch(_SUSPECT, token, self._worker, runnable.version_id, self._lease, low))
 
     async def _slices(self, runnable: Runnable, token: uuid.UUID, lane: int, rows: list[Any]) -> list[Slice]:
         slices, at, now = [], 0, time.monotonic()

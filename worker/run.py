@@ -17,6 +17,7 @@ from worker.core import db, service
 from worker.core.crashpoint import crashpoint
 from worker.core.events import emit
 from worker.core.models import Outage
+from worker.core.pace import Pace
 from worker.core.settings import Settings
 from worker.executor import Executor
 from worker.feeder import Feeder
@@ -41,6 +42,7 @@ class Worker:
         self.name = worker_name(settings)
         self.exit_code = 0
         self.stopped_why = ""
+        self._pace = Pace(5.0)  # of the drain's question what is left
         self._stopped = 0.0
         self.stop = asyncio.Event()
         self.released = asyncio.Event()
@@ -125,9 +127,10 @@ class Worker:
 
     async def _until_drained(self) -> float:
         """Ends the drain when the database says that nothing is due or held, and no run has more to open."""
-        if not self.feeder.exhausted:
+        if not self.feeder.exhausted or not self._pace.ready():
             return 1.0
-        left = await self.jobs.open_work([line.runnable.version_id for line in self.lines])
+        with self._pace.timed():
+            left = await self.jobs.open_work([line.runnable.version_id for line in self.lines])
         if not left["due"] and not left["held"] and not left["runs"]:
             self.stop.set()
         elif left["due"]:

@@ -9,6 +9,7 @@ import asyncpg
 
 from worker.core.crashpoint import crashpoint
 from worker.core.events import emit
+from worker.core.pace import Pace
 from worker.feeder import Feeder
 from worker.jobs import Jobs
 from worker.line import Line
@@ -16,6 +17,8 @@ from worker.line import Line
 RUN_STEP = 200_000  # raw ids per step of a run
 SEEN = 30.0
 VACUUM = 60.0
+LONGEST = 10.0  # seconds that a slow round lets the next one wait, unless it did as much as it may (sql/functions/40_jobs.sql)
+RESCUED, DUE = 200, 1000
 
 
 class Watchdog:
@@ -41,12 +44,20 @@ class Watchdog:
         self._gates = gates
         self._give_up = give_up
         self._seen = -1e9
+        self._pace = Pace(LONGEST)
         self._vacuumed = time.monotonic()
         self._partitioned = -1e9
 
     async def step(self) -> float:
         self._deadlines()
-        found = await self._jobs.watch(self._max_crashes)
+        if time.monotonic() - self._seen > SEEN:
+            await self._say_seen()
+        if not self._pace.ready():
+            return self._every
+        with self._pace.timed():
+            found = await self._jobs.watch(self._max_crashes)
+        if found["rescued"] >= RESCUED or found["due"] >= DUE or found["moved"]:
+            self._pace.again()
         if found["rescued"]:
             crashpoint("after-rescue-before-claim")
             emit("lease.rescued", rescued=found["rescued"], buried=found["buried"])
@@ -54,8 +65,6 @@ class Watchdog:
             self._feeder.ring()
         if found["dead_rows"] and time.monotonic() - self._vacuumed > VACUUM:
             await self._vacuum(found["dead_rows"])
-        if time.monotonic() - self._seen > SEEN:
-            await self._say_seen()
         return 0.0 if found["runs"] and await self._advance() else self._every
 
     async def _advance(self) -> bool:

@@ -1,29 +1,29 @@
 -- The queue. Every function is one arrow of the picture in sql/README.md.
 
--- Where is ready work for these versions? lane -1: suspects. Skip scan, one index probe per source. Paused versions and the lane of paused
--- replays are left out; `most`: so many records may be claimed within the budget of the replay.
-create or replace function tailrace.peek(p_versions int[]) returns table (version_id int, lane int, source_id int, most bigint) language sql stable
+-- Where is ready work for these versions? lane -1: suspects. Skip scan, one index probe per source. `low`: the first ready raw id, from where the
+-- next claims look. Paused versions and the lane of paused replays are left out; `most`: so many records may be claimed within the budget of the replay.
+create or replace function tailrace.peek(p_versions int[]) returns table (version_id int, lane int, source_id int, most bigint, low bigint) language sql stable
 set enable_seqscan = off set enable_bitmapscan = off as $$
   with active as (
     select v, (select a.records from tailrace.affordable(array[v]) a) as most,
            exists (select from tailrace.runs r where r.version_id = v and r.kind = 'replay' and r.state = 'paused') as held
     from unnest(p_versions) v
     where not exists (select from tailrace.quotas q where q.name = 'version:' || v and q.breaker = 'open' and q.open_until > tailrace.clock()))
-  select a.v, l.lane, s.source_id, case when l.lane = 2 then a.most end
+  select a.v, l.lane, s.source_id, case when l.lane = 2 then a.most end, s.low
   from active a join (values (0), (1), (2)) l(lane) on l.lane < 2 or not (a.held or coalesce(a.most, 1) = 0)
   cross join lateral (
-    with recursive t(source_id) as (
-      (select j.source_id from tailrace.jobs j where j.version_id = a.v and j.lane = l.lane and j.state = 'r'
+    with recursive t(source_id, low) as (
+      (select j.source_id, j.raw_id from tailrace.jobs j where j.version_id = a.v and j.lane = l.lane and j.state = 'r'
        order by j.source_id, j.raw_id limit 1)
       union all
-      select (select j.source_id from tailrace.jobs j
-              where j.version_id = a.v and j.lane = l.lane and j.state = 'r' and j.source_id > t.source_id
-              order by j.source_id, j.raw_id limit 1)
-      from t where t.source_id is not null)
-    select t.source_id from t where t.source_id is not null limit 1000) s
+      select n.source_id, n.raw_id from t
+      cross join lateral (select j.source_id, j.raw_id from tailrace.jobs j
+                          where j.version_id = a.v and j.lane = l.lane and j.state = 'r' and j.source_id > t.source_id
+                          order by j.source_id, j.raw_id limit 1) n)
+    select t.source_id, t.low from t limit 1000) s
   union all
-  select a.v, -1, 0, null from active a
-  where exists (select from tailrace.jobs j where j.version_id = a.v and j.state = 's')
+  select a.v, -1, 0, null, s.raw_id from active a
+  cross join lateral (select j.raw_id from tailrace.jobs j where j.version_id = a.v and j.state = 's' order by j.raw_id limit 1) s
 $$;
 
 -- Of which records of a slice the version speaks, as one number: 0 all, 1 none, 1000 + p buckets below p, 2000 + p buckets from p on.
@@ -70,8 +70,9 @@ begin
     select * from tailrace.raw_records r where r.source_id = m.source_id and r.id between m.raw_id and m.raw_id_to order by r.id) r;
 end $$;
 
--- suspect -> claimed: one slice, alone.
-create or replace function tailrace.claim_suspect(p_token uuid, p_worker text, p_version int, p_lease double precision)
+-- suspect -> claimed: one slice, alone, from a lower bound as above.
+drop function if exists tailrace.claim_suspect(uuid, text, int, double precision);
+create or replace function tailrace.claim_suspect(p_token uuid, p_worker text, p_version int, p_lease double precision, p_low bigint default 0)
 returns table (job bigint[], due bytea, error jsonb, id bigint, external_id text, revision int, op text, occurred_at bytea,
                source_time bytea, observed_at bytea, payload jsonb, body bytea, meta jsonb)
 language plpgsql
@@ -84,7 +85,8 @@ begin
     update tailrace.jobs j
     set state = 'c', token = p_token, worker = p_worker, claimed_at = v_now, lease_until = v_now + make_interval(secs => p_lease)
     where j.ctid = any (array(
-      select j.ctid from tailrace.jobs j where j.version_id = p_version and j.state = 's' order by j.raw_id limit 1 for update skip locked))
+      select j.ctid from tailrace.jobs j where j.version_id = p_version and j.state = 's' and j.raw_id >= p_low
+      order by j.raw_id limit 1 for update skip locked))
     returning j.*)
   select case when r.id = m.raw_id
               then array[m.source_id, m.raw_id, m.raw_id_to, m.n_rows, m.lane, m.rerun, m.attempt, m.crashes, tailrace.voice(m.quiet, m.share)] end,

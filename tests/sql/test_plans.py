@@ -83,7 +83,7 @@ CASES = {
     "claim, catch-up": Case(claim(LIVE, 1), 3000),
     "claim, replay": Case(claim(LIVE, 2), 3000),
     "claim, slices": Case(claim(BULK, 0, 1, 2), 300),
-    "claim, a suspect": Case(f"select * from tailrace.claim_suspect({TOKEN}, 'w', {LIVE}, 30)", 100, dead=0.1),
+    "claim, a suspect": Case(f"select * from tailrace.claim_suspect({TOKEN}, 'w', {LIVE}, 30, {{first}})", 100),
     "peek": Case(f"select * from tailrace.peek(array[{BULK}, {LIVE}])", 800, dead=0.2),
     "beat": Case(f"select * from tailrace.beat(array[{TOKEN}], array[600], 30)", 2000, before=claim(LIVE, 0)),
     "give back": Case(f"select tailrace.give_back(array[{TOKEN}])", 3000, before=claim(LIVE, 0)),

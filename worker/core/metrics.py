@@ -14,6 +14,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from worker.core import events
+from worker.core.pace import Pace
 
 _SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300, 1800, 7200)
 _WAIT = (0.002, 0.01, 0.05, 0.25, 1, 5, 30, 120, 600, 3600, 21600, 86400)
@@ -61,13 +62,13 @@ _COLLECTOR = frozenset({"tailrace_queue_lag_seconds", "tailrace_queue_depth", "t
 class _Stored:
     """Hands the families of the last scrape to prometheus_client; a label that vanished vanishes here too."""
 
-    families: list[Metric]
+    families: dict[str, Metric]
 
     def __init__(self) -> None:
-        self.families = []
+        self.families = {}
 
     def collect(self) -> Iterable[Metric]:
-        return self.families
+        return list(self.families.values())
 
 
 class Metrics:
@@ -77,6 +78,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._gauges = [g for g in _GAUGES if program != "collector" or g[0] in _COLLECTOR]
         self._stored = _Stored()
+        self._pace = Pace()
+        self._read_at = 0.0  # when the database last answered
         self.registry.register(self._stored)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -160,23 +163,30 @@ class Metrics:
 
     async def scrape(self, pool: asyncpg.Pool | None, seconds: float = 5.0) -> bytes:
         """The text for Prometheus. Without a database the process' own metrics are still there."""
-        self._stored.families = []
-        self.up.set(0)
+        begun, reached = time.time(), False
         try:
             if pool is not None:
-                self._stored.families = await asyncio.wait_for(self._read(pool), seconds)
-                self.up.set(1)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-            self.up.set(0)
+                await asyncio.wait_for(self._read(pool), seconds)
+                reached = True
+        except TimeoutError:  # slow is not away: what was not read yet comes first the next time
+            reached = self._read_at >= begun
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            self._pace = Pace()
+        self.up.set(reached)
+        if not reached:
+            self._stored.families.clear()
         return generate_latest(self.registry)
 
-    async def _read(self, pool: asyncpg.Pool) -> list[Metric]:
-        families: list[Metric] = []
+    async def _read(self, pool: asyncpg.Pool) -> None:
+        """Each gauge that is due: one whose view is slow to read is read less often, and keeps its values until then."""
+        families = self._stored.families
         async with pool.acquire() as connection:
-            for name, text, labels, query in self._gauges:
+            for name, text, labels, query in sorted(self._gauges, key=lambda g: self._pace.due(g[0])):
+                if not self._pace.ready(name):
+                    continue
                 family = GaugeMetricFamily(name, text, labels=labels)
-                for row in await connection.fetch(query):
-                    family.add_metric([str(v) for v in row[:-1]], row[-1])
-                families.append(family)
-        families.append(GaugeMetricFamily("tailrace_scrape_time_seconds", "Unix time of this reading", value=time.time()))
-        return families
+                with self._pace.timed(name):
+                    for row in await connection.fetch(query):
+                        family.add_metric([str(v) for v in row[:-1]], row[-1])
+                families[name], self._read_at = family, time.time()
+        families["time"] = GaugeMetricFamily("tailrace_scrape_time_seconds", "Unix time of this reading", value=time.time())
