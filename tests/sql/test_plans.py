@@ -97,7 +97,7 @@ CASES = {
         1500,
         before=holding(claim(BULK, 0, 1, 2)),
     ),
-    "rescue": Case("select * from tailrace.rescue(5, 200)", 3000, dead=0.5),
+    "rescue": Case("select * from tailrace.rescue(5, 200)", 12_000, dead=0.5),
     "rescue, nothing lost": Case("select * from tailrace.rescue(5, 200)", 500, before="select tailrace.rescue(5, 10000)", dead=0.5),
     "promote": Case("select tailrace.promote_delayed(100)", 5000, dead=0.1),
     "watch": Case("select * from tailrace.watch(5, 200)", 60000, dead=1.0),
