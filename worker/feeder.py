@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import Callable
 
 from worker.core.events import emit
@@ -13,11 +12,10 @@ from worker.core.pace import Pace
 from worker.core.times import from_binary
 from worker.jobs import Jobs, Slice
 from worker.line import Line
+from worker.ready import LIVE, Ready
 
 EIGHTH = 8  # at least one claim in eight goes to the catch-up and replay lanes
-SOURCES = 8  # sources per claim
 FORGET = 2.0  # seconds after which lower bounds and the list of ready sources are read anew
-LIVE, REPLAY = 0, 2  # lanes; between them the one of catch-ups
 ALONE = 1.0  # seconds of suspects in a row before ordinary work goes on
 
 
@@ -29,16 +27,12 @@ class Feeder:
         self._lines = lines
         self._by_version = {line.runnable.version_id: line for line in lines}
         self._poll = poll
-        self._ready: dict[tuple[int, int], set[int]] = {}
-        self._lows: dict[tuple[int, int, int], int] = {}
-        self._afforded: dict[int, int] = {}  # version: records that the budget of its replay still allows
-        self._rung: set[int] = set()  # sources whose bell rang while a question was under way: its answer may be older
-        self._suspects: dict[int, int] = {}  # version: lower bound
+        self._ready = Ready(list(self._by_version))
         self._pace = Pace(5.0)  # where reading them is slow, so many seconds at most
         self._looked = -1e9
-        self._known = False
         self._slow: asyncio.Task[None] | None = None  # the claim of catch-up or replay work that is under way
-        self._claims = self._normal = 0
+        self._claims = 0
+        self._normal = 0  # claims since suspects last had their turn
         self.wake = asyncio.Event()
         self.stopping = False
         self.budget: int | None = None  # records that may still be claimed; None: no end
@@ -50,21 +44,16 @@ class Feeder:
             self._looked = -1e9
             self._pace.again()
         else:
-            self._rung.add(source_id)
-            self._expect({source_id})
+            self._ready.ring(source_id)
         self.wake.set()
-
-    def _expect(self, sources: set[int]) -> None:
-        for version in self._by_version if sources else ():
-            self._ready.setdefault((version, LIVE), set()).update(sources)
 
     async def step(self) -> float:
         self._collect()
         if self.stopping or self.budget == 0:
             return self._poll
-        if (since := time.monotonic() - self._looked) > FORGET and (self._ready or self._idle() or since > self._poll) and self._pace.ready():
+        if self._outdated():
             await self._look()
-        if self._suspects and (self._normal >= EIGHTH or not self._ready):
+        if self._ready.suspects and (self._normal >= EIGHTH or not self._ready):
             await self._alone()
             return 0.0
         choice = self._choose()
@@ -80,6 +69,10 @@ class Feeder:
             self._slow.add_done_callback(lambda _: self.wake.set())
         return 0.0
 
+    def _outdated(self) -> bool:
+        since = time.monotonic() - self._looked
+        return since > FORGET and (bool(self._ready) or self._idle() or since > self._poll) and self._pace.ready()
+
     def _collect(self) -> None:
         if self._slow and self._slow.done():
             slow, self._slow = self._slow, None
@@ -93,26 +86,18 @@ class Feeder:
     @property
     def exhausted(self) -> bool:
         """The last look found nothing ready, and nothing is held."""
-        return self._known and not self._ready and not self._suspects and self._idle()
+        return self._ready.known and not self._ready and not self._ready.suspects and self._idle()
 
     def _idle(self) -> bool:
         return self._slow is None and not any(line.held for line in self._lines)
 
     async def _look(self) -> None:
-        self._known = False
+        self._ready.known = False
         self._looked = time.monotonic()  # before the question: a ring while it is answered asks again
-        self._rung.clear()
+        self._ready.asking()
         with self._pace.timed():
             found = await self._jobs.peek(list(self._by_version))
-        self._ready.clear()
-        self._suspects = {version: low for version, lane, _, _, low in found if lane < 0}
-        self._afforded = {version: most for version, lane, _, most, _ in found if lane == REPLAY and most is not None}
-        self._lows.update({(version, lane, source): low for version, lane, source, _, low in found})
-        for version, lane, source, _, _ in found:
-            if lane >= 0:
-                self._ready.setdefault((version, lane), set()).add(source)
-        self._expect(self._rung)
-        self._known = True
+        self._ready.told(found)
 
     def _choose(self) -> tuple[Line, int] | None:
         """A line with room, in the best lane that has ready work; every eighth claim begins at the slow lanes."""
@@ -121,31 +106,27 @@ class Feeder:
         random.shuffle(open_lines)
         for lane in lanes:
             for line in open_lines:
-                if (line.runnable.version_id, lane) in self._ready:
+                if self._ready.has(line.runnable.version_id, lane):
                     return line, lane
         return None
 
     async def _claim(self, line: Line, lane: int) -> None:
-        key = (line.runnable.version_id, lane)
-        ready = self._ready[key]
-        sources = random.sample(sorted(ready), min(SOURCES, len(ready)))
+        version = line.runnable.version_id
         room = min(line.room(), *self._bounds(line, lane))
         if room <= 0:
-            self._ready.pop(key)
+            self._ready.unaffordable(version, lane)
             return
+        sources = self._ready.some(version, lane)
         limit = max(1, room // line.runnable.slice_size)
         each = -(-limit // len(sources))
         if lane == LIVE:
-            self._rung.clear()
-        pieces = await self._jobs.claim(line.runnable, lane, [(s, self._lows.get((*key, s), 0)) for s in sources], each, limit)
+            self._ready.asking()
+        pieces = await self._jobs.claim(line.runnable, lane, sources, each, limit)
         self._claims += 1
         self._normal += 1
         if len(pieces) < limit:
-            self._exhausted(key, sources, pieces, each)
-        for piece in pieces:
-            self._lows[(*key, piece.source_id)] = piece.raw_id + 1
-        if lane == REPLAY and line.runnable.version_id in self._afforded:
-            self._afforded[line.runnable.version_id] -= sum(len(piece.records) for piece in pieces)
+            self._ready.exhausted(version, lane, [source for source, _ in sources], pieces, each)
+        self._ready.claimed(version, lane, pieces)
         if pieces:
             self._spend(pieces)
             self._report(line, lane, pieces)
@@ -154,7 +135,8 @@ class Feeder:
     def _bounds(self, line: Line, lane: int) -> list[int]:
         """Records that may be claimed, beside the room that there is: --max-jobs, the budget of a replay."""
         bounds = [line.runnable.slice_size + line.room()] if self.budget is None else [self.budget]
-        return [*bounds, self._afforded[line.runnable.version_id]] if lane == REPLAY and line.runnable.version_id in self._afforded else bounds
+        affordable = self._ready.affordable(line.runnable.version_id, lane)
+        return bounds if affordable is None else [*bounds, affordable]
 
     def _spend(self, pieces: list[Slice]) -> None:
         """Keeps to the budget: a slice that goes beyond it is cut."""
@@ -163,25 +145,19 @@ class Feeder:
                 piece.cut(max(self.budget, 1))
                 self.budget = max(0, self.budget - len(piece.records))
 
-    def _exhausted(self, key: tuple[int, int], sources: list[int], pieces: list[Slice], each: int) -> None:
-        got = Counter(piece.source_id for piece in pieces)
-        ready = self._ready.get(key, set())
-        ready.difference_update(s for s in sources if got[s] < each and not (s in self._rung and key[1] == LIVE))
-        if not ready:
-            self._ready.pop(key, None)
-
     async def _alone(self) -> None:
         """Records that were in a crash run with nothing beside them, one slice at a time."""
         self._normal = 0
-        line = self._by_version[version := min(self._suspects)]
+        version = min(self._ready.suspects)
+        line = self._by_version[version]
         until = time.monotonic() + ALONE
         while not self.stopping and self.budget != 0 and time.monotonic() < until:
             await self._wait_idle()
-            pieces = [] if self.stopping else await self._jobs.claim_suspect(line.runnable, self._suspects[version])
+            pieces = [] if self.stopping else await self._jobs.claim_suspect(line.runnable, self._ready.suspects[version])
             if not pieces:
-                del self._suspects[version]
+                del self._ready.suspects[version]
                 break
-            self._suspects[version] = pieces[0].raw_id + 1
+            self._ready.suspects[version] = pieces[0].raw_id + 1
             self._spend(pieces)
             self._report(line, pieces[0].lane, pieces)
             line.push(pieces)
@@ -194,7 +170,8 @@ class Feeder:
             self._collect()
 
     def _report(self, line: Line, lane: int, pieces: list[Slice]) -> None:
+        due = from_binary(min(p.due for p in pieces)).timestamp()
         emit(
             "job.claimed", pipeline=line.runnable.pipeline, version=line.runnable.version, lane=lane, slices=len(pieces),
-            records=sum(len(p.records) for p in pieces), wait=round(time.time() - from_binary(min(p.due for p in pieces)).timestamp(), 4),
+            records=sum(len(p.records) for p in pieces), wait=round(time.time() - due, 4),
         )  # fmt: skip

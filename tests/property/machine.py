@@ -423,9 +423,11 @@ class Machine(RuleBasedStateMachine):
         return found
 
     def _moved(self, before: dict[int, set[int]]) -> None:
-        """Open work that went from one version to another is owed by that one now."""
+        """Open work that went from one version to another is owed by that one now; what the live version has answered is owed by nobody else."""
         after = self._open_of_retired()
-        done = {v: {r[0] for r in self.q("select raw_id from tailrace.results where version_id = %s and rerun = 0", v)} for v in before}
+        versions = sorted(self.model.owed)
+        done = {v: {r[0] for r in self.q("select raw_id from tailrace.results where version_id = %s and rerun = 0", v)} for v in versions}
+        (live,) = self.versions("live")
         for version, ids in before.items():
             gone = ids - after.get(version, set()) - done[version]
             for other, now in after.items():
@@ -434,6 +436,9 @@ class Machine(RuleBasedStateMachine):
                     self.model.moved.setdefault(version, set()).update(taken)
                     self.model.owed[version] -= taken
                     self.model.owed[other] |= taken
+            if version in self.versions("retired"):
+                self.model.moved.setdefault(version, set()).update(gone & done[live])
+                self.model.owed[version] -= gone & done[live]
 
     @precondition(lambda self: len(self.model.owed) < 3)
     @rule(size=st.sampled_from([1, 2, 100]), promote=st.sampled_from(["on_start", "manual"]))
