@@ -84,7 +84,7 @@ def empty_db_url(server_url: str) -> Iterator[str]:
     """The superuser's URL of a fresh database without our schema; dropped after the test."""
     name = f"tr_test_{os.getpid()}_{secrets.token_hex(4)}"
     with psycopg.connect(server_url, autocommit=True) as admin:
-        admin.execute(f"create database {name}")
+        admin.execute(f"create database {name} strategy file_copy")
         yield _database(server_url, name)
         admin.execute(f"drop database if exists {name} with (force)")
 
@@ -94,7 +94,7 @@ def db_url(server_url: str, template: str) -> Iterator[str]:
     """The superuser's URL of a fresh migrated database; dropped after the test, whoever is still connected."""
     name = f"tr_test_{os.getpid()}_{secrets.token_hex(4)}"
     with psycopg.connect(server_url, autocommit=True) as admin:
-        admin.execute(f"create database {name} template {template}")
+        admin.execute(f"create database {name} template {template} strategy file_copy")  # four times as fast as the default
     yield _database(server_url, name)
     with psycopg.connect(server_url, autocommit=True) as admin:
         admin.execute(f"drop database if exists {name} with (force)")

@@ -228,7 +228,7 @@ def worlds(flow, server_url, template, tmp_path) -> Callable[..., Any]:
     def make(*, honours_key: bool = True) -> Iterator[World]:
         name = f"tr_test_{secrets.token_hex(6)}"
         with psycopg.connect(server_url, autocommit=True) as admin:
-            admin.execute(f"create database {name} template {template}")
+            admin.execute(f"create database {name} template {template} strategy file_copy")
             folder = tmp_path / name
             folder.mkdir()
             url = urlsplit(server_url)._replace(path=f"/{name}").geturl()
