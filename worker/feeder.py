@@ -16,6 +16,7 @@ from worker.ready import LIVE, Ready
 
 EIGHTH = 8  # at least one claim in eight goes to the catch-up and replay lanes
 FORGET = 2.0  # seconds after which lower bounds and the list of ready sources are read anew
+LIVELY, GENTLE = 60.0, 1000  # for so many seconds after live work, so many records of a slow lane are claimed at once
 ALONE = 1.0  # seconds of suspects in a row before ordinary work goes on
 
 
@@ -30,6 +31,7 @@ class Feeder:
         self._ready = Ready(list(self._by_version))
         self._pace = Pace(5.0)  # where reading them is slow, so many seconds at most
         self._looked = -1e9
+        self._live_at = -1e9  # when live work was last rung for or claimed
         self._slow: asyncio.Task[None] | None = None  # the claim of catch-up or replay work that is under way
         self._claims = 0
         self._normal = 0  # claims since suspects last had their turn
@@ -45,6 +47,7 @@ class Feeder:
             self._pace.again()
         else:
             self._ready.ring(source_id)
+            self._live_at = time.monotonic()
         self.wake.set()
 
     async def step(self) -> float:
@@ -128,13 +131,17 @@ class Feeder:
             self._ready.exhausted(version, lane, [source for source, _ in sources], pieces, each)
         self._ready.claimed(version, lane, pieces)
         if pieces:
+            self._live_at = time.monotonic() if lane == LIVE else self._live_at
             self._spend(pieces)
             self._report(line, lane, pieces)
             line.push(pieces)
 
     def _bounds(self, line: Line, lane: int) -> list[int]:
-        """Records that may be claimed, beside the room that there is: --max-jobs, the budget of a replay."""
-        bounds = [line.runnable.slice_size + line.room()] if self.budget is None else [self.budget]
+        """Records that may be claimed, beside the room that there is: --max-jobs, the budget of a replay, what delays no live record."""
+        slice_size = line.runnable.slice_size
+        bounds = [slice_size + line.room()] if self.budget is None else [self.budget]
+        if lane != LIVE and time.monotonic() - self._live_at < LIVELY:
+            bounds.append(max(GENTLE, slice_size))
         affordable = self._ready.affordable(line.runnable.version_id, lane)
         return bounds if affordable is None else [*bounds, affordable]
 

@@ -15,6 +15,7 @@ from worker.jobs import Slice
 from worker.registry import Runnable
 
 EIGHTH = 8  # where live slices wait, at least one start in eight is of a catch-up or replay
+LONG = 100  # records of a slice after which others of this process get their turn, also where the processor never waits
 FAST = 0.1  # a slice quicker than this may wait in the local queue behind others
 
 
@@ -91,6 +92,8 @@ class Line:
             if time.monotonic() - piece.claimed > 5 * FAST and self._mean >= FAST:
                 self._target = max(self._target // 2, self._least)
             await self._attempt(piece, task)
+            if len(piece.records) > LONG:
+                await asyncio.sleep(0)
 
     def _next(self) -> Slice:
         """Live before the other lanes, which are never starved."""
