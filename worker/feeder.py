@@ -171,6 +171,7 @@ class Feeder:
         await self._wait_idle()
 
     async def _wait_idle(self) -> None:
+        self._collect()
         while not self._idle() and not self.stopping:
             self.wake.clear()
             await self.wake.wait()

@@ -88,3 +88,36 @@ async def test_live_work_waits_for_no_claim_of_a_replay(pool, feeder, feed, monk
     held.set()
     await feeder.ended()
     assert await claimed(feeder, 2) == 2
+
+
+async def test_suspects_wait_for_no_claim_that_has_ended(pool, feeder, feed, monkeypatch, eventually):
+    """The claim of a replay ends, empty, while the feeder looks and finds a suspect."""
+    await feed(1)
+    await pool.execute("update tailrace.jobs set lane = 2")
+    feeder.ring()
+    asked, told = asyncio.Event(), asyncio.Event()
+    real_peek = Jobs.peek
+
+    async def claim(self, *arguments):
+        await asked.wait()
+        return []
+
+    async def peek(self, *arguments):
+        answer = await real_peek(self, *arguments)
+        asked.set()
+        await told.wait()
+        return answer
+
+    monkeypatch.setattr(Jobs, "claim", claim)
+    await feeder.step()
+    monkeypatch.setattr(Jobs, "peek", peek)
+    await pool.execute("update tailrace.jobs set state = 's', crashes = 1")
+    feeder.ring()
+    step = asyncio.create_task(feeder.step())
+    await feeder.ended()
+    told.set()
+    async with asyncio.timeout(20):
+        await eventually(lambda: any(line.records for line in feeder._lines))
+        feeder.stopping = True
+        feeder.wake.set()
+        await step
