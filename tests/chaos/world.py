@@ -22,7 +22,13 @@ from subject import CONFIG, PROCESSOR
 
 from worker.core.binaries import binaries
 
-AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+AWAY = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    TimeoutError,
+)  # the last but one: a session that is just ended
 WORKERS = 3
 
 
