@@ -26,9 +26,9 @@ AWAY = (
     OSError,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
+    asyncpg.InternalClientError,  # a session that the server is just ending
     TimeoutError,
-)  # the last but one: a session that is just ended
+)
 WORKERS = 3
 
 
