@@ -81,10 +81,11 @@ class Feeder:
             slow, self._slow = self._slow, None
             slow.result()
 
-    async def ended(self) -> None:
+    async def ended(self, seconds: float) -> None:
         """Waits for the claim that is under way, so that what it brings is given back. Its error is of no interest any more."""
         if self._slow:
-            await asyncio.wait([self._slow])
+            await asyncio.wait([self._slow], timeout=seconds)
+            self._slow.cancel()
 
     @property
     def exhausted(self) -> bool:

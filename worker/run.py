@@ -140,7 +140,7 @@ class Worker:
     async def _finish(self, grace: float) -> None:
         """Claims no more, settles what is done, gives the rest back without an attempt."""
         self.feeder.stopping = True
-        await self.feeder.ended()
+        await self.feeder.ended(max(1.0, self._stopped + grace - time.monotonic()))
         waiting = [p for line in self.lines for p in line.held if p not in line.running and not p.done]
         for line in self.lines:
             for piece in waiting:

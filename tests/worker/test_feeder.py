@@ -86,7 +86,7 @@ async def test_live_work_waits_for_no_claim_of_a_replay(pool, feeder, feed, monk
         assert await claimed(feeder, 2) == 1
     assert not feeder.exhausted
     held.set()
-    await feeder.ended()
+    await feeder.ended(20)
     assert await claimed(feeder, 2) == 2
 
 
@@ -114,7 +114,7 @@ async def test_suspects_wait_for_no_claim_that_has_ended(pool, feeder, feed, mon
     await pool.execute("update tailrace.jobs set state = 's', crashes = 1")
     feeder.ring()
     step = asyncio.create_task(feeder.step())
-    await feeder.ended()
+    await feeder.ended(20)
     told.set()
     async with asyncio.timeout(20):
         await eventually(lambda: any(line.records for line in feeder._lines))
