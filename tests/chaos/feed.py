@@ -53,15 +53,16 @@ class Feed:
         dice, known = self._chance.random(), [r for r in self._here.values() if r["how"] == "quick"]
         if dice < 0.06 and known and not self.poison:
             old = self._chance.choice(known)
-            return (old | {"v": old["v"] + 1}, True) if dice < 0.04 else (old, False)
-        return self._fresh("f"), True
+            line, news = (old | {"v": old["v"] + 1}, True) if dice < 0.04 else (old, False)
+        else:
+            line, news = self._fresh("f"), True
+        self._here[line["id"]] = line  # at once: a repeat of what was edited meanwhile would be an edit back
+        return line, news
 
     async def files(self, stop: asyncio.Event, per_second: float) -> None:
         """Appends some lines at once; now and then the file is put aside under another name."""
         while not stop.is_set():
             lines = [self._next_line() for _ in range(self._chance.randint(1, 20))]
-            for line, _ in lines:
-                self._here[line["id"]] = line
             with self._file.open("a") as file:
                 file.write("".join(json.dumps(line) + "\n" for line, _ in lines))
                 file.flush()
