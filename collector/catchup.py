@@ -96,13 +96,14 @@ class CatchUp:
         at, tail = await self._patiently(positions, self._means.pool, self._id, LANE)
         async with aclosing(ahead(self._source.heal(within(at, KEY), tail, self._known))) as pages:
             async for page in pages:
+                left = await self._patiently(breaker.worked, page)
                 await self._room()
                 row = await self._patiently(
                     self._means.appender.append, self._id, self._name, replace(page, position={KEY: page.position}), lane=LANE
                 )
                 crashpoint("after-heal-before-next")
                 appended, seen = appended + row["appended"], seen + len(page.records)
-                if not await self._patiently(breaker.worked, page) or self._stop.is_set():
+                if not left or self._stop.is_set():
                     return
         await self._patiently(breaker.worked, Page([]))  # a pass that found nothing may have been the one probe
         if appended:

@@ -128,6 +128,7 @@ class History:
             if page is None:
                 await self._end(chunk, report, 0, 0, "interrupted")
                 return
+            await self._patiently(self._breaker.worked, page)  # first: killed before the append, a probe would hold the source for a minute
             row = await self._patiently(self._means.appender.append, self._id, self._source.name, replace(page, position=_outer(page, spec)), LANE)
         except Exception as error:  # noqa: BLE001  whatever a client library raises is a chunk that failed
             self._allowed.give_back(size)
@@ -137,7 +138,6 @@ class History:
         self._failed = 0
         self._allowed.give_back(size - len(page.records))
         self._count(report, page, row)
-        await self._patiently(self._breaker.worked, page)
         await self._end(chunk, report, len(page.records), row["appended"], None)
 
     def _count(self, report: Report, page: Page, row: asyncpg.Record) -> None:

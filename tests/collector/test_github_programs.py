@@ -14,11 +14,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from collector.breaker import PROBE
 from tests.collector.contract import standin
 
 ROOT = Path(__file__).resolve().parents[2]
 REPO = "river/delta"
 SIZE = 900  # about 36 requests of 25
+PROBED = 2 * PROBE  # the bound where a process may be killed while it probes: the next one waits for that probe's end
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
@@ -92,9 +94,9 @@ async def test_a_history_is_complete_whatever_happens_to_it(stood, program, pool
         await asyncio.to_thread(stood.fault, op="graphql", where="CREATED_AT", **fault)
     for stored in (SIZE // 5, SIZE // 2):
         async with program("backfill", *size, "--source", f"github:{REPO}"):
-            await eventually(lambda n=stored: reached(pool, n), 60)
+            await eventually(lambda n=stored: reached(pool, n), PROBED)
     async with program("backfill", *size, "--source", f"github:{REPO}", "--json") as process:
-        said, _ = await asyncio.wait_for(process.communicate(), 120)
+        said, _ = await asyncio.wait_for(process.communicate(), PROBED)
         assert process.returncode == 0
     found, wanted = await newest(pool), await truth(stood)
     assert {k: r[1]["title"] for k, r in found.items()} == {k: n["title"] for k, n in wanted.items()}

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from collector.backfill import _all
 from collector.backfiller import Backfill
-from collector.raw import register
+from collector.raw import Appender, register
 from collector.sources import Page, Window, source
 from collector.sources.answers import Denied, Limited, Quota
 from collector.sources.building import build
@@ -100,6 +100,21 @@ class Runner:
 @pytest.fixture
 def backfill(pool):
     return Runner(pool)
+
+
+async def test_the_answer_of_a_probe_counts_before_its_records_are_stored(backfill, pool, monkeypatch):
+    """Killed between the two, a process leaves no probe behind that would hold the source for a minute."""
+    stored, seen = Appender.append, []
+
+    async def append(self, *arguments):
+        seen.append(await pool.fetchval("select breaker from tailrace.quotas where name = 'source:booked:a catch-up'"))
+        return await stored(self, *arguments)
+
+    monkeypatch.setattr(Appender, "append", append)
+    held = "insert into tailrace.quotas (name, breaker, failures, open_until) values ('source:booked:a catch-up', 'open', 5, tailrace.clock())"
+    await pool.execute(held)
+    (report,) = await backfill()
+    assert (report.finished, seen) == (True, ["closed"] * 3)
 
 
 async def test_sizes_adapt_and_are_written_down_with_their_reason(backfill, pool):
