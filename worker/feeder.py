@@ -16,7 +16,7 @@ from worker.ready import LIVE, Ready
 
 EIGHTH = 8  # at least one claim in eight goes to the catch-up and replay lanes
 FORGET = 2.0  # seconds after which lower bounds and the list of ready sources are read anew
-LIVELY, GENTLE = 60.0, 1000  # for so many seconds after live work, so many records of a slow lane are claimed at once
+LIVELY, GENTLE = 60.0, 500  # for so many seconds after live work, so many records of a slow lane are claimed at once
 ALONE = 1.0  # seconds of suspects in a row before ordinary work goes on
 
 
@@ -104,8 +104,11 @@ class Feeder:
         self._ready.told(found)
 
     def _choose(self) -> tuple[Line, int] | None:
-        """A line with room, in the best lane that has ready work; every eighth claim begins at the slow lanes."""
-        lanes = (LIVE,) if self._slow else (1, 2, LIVE) if self._claims % EIGHTH == EIGHTH - 1 else (LIVE, 1, 2)
+        """A line with room, in the best lane that has ready work; every eighth claim begins at the slow lanes. While live work comes in,
+        a catch-up or replay keeps one connection busy: it is claimed when what was claimed before is settled.
+        """
+        busy = self._slow or (self._lively() and any(line.crowds for line in self._lines))
+        lanes = (LIVE,) if busy else (1, 2, LIVE) if self._claims % EIGHTH == EIGHTH - 1 else (LIVE, 1, 2)
         open_lines = [line for line in self._lines if line.room()]
         random.shuffle(open_lines)
         for lane in lanes:
@@ -137,11 +140,14 @@ class Feeder:
             self._report(line, lane, pieces)
             line.push(pieces)
 
+    def _lively(self) -> bool:
+        return time.monotonic() - self._live_at < LIVELY
+
     def _bounds(self, line: Line, lane: int) -> list[int]:
         """Records that may be claimed, beside the room that there is: --max-jobs, the budget of a replay, what delays no live record."""
         slice_size = line.runnable.slice_size
         bounds = [slice_size + line.room()] if self.budget is None else [self.budget]
-        if lane != LIVE and time.monotonic() - self._live_at < LIVELY:
+        if lane != LIVE and self._lively():
             bounds.append(max(GENTLE, slice_size))
         affordable = self._ready.affordable(line.runnable.version_id, lane)
         return bounds if affordable is None else [*bounds, affordable]

@@ -17,6 +17,7 @@ from worker.registry import Runnable
 EIGHTH = 8  # where live slices wait, at least one start in eight is of a catch-up or replay
 LONG = 100  # records of a slice after which others of this process get their turn, also where the processor never waits
 FAST = 0.1  # a slice quicker than this may wait in the local queue behind others
+QUICK = 0.02  # slices quicker than this keep the database busy, not the processor
 
 
 class Line:
@@ -31,6 +32,7 @@ class Line:
         self.records = 0
         self._live: deque[Slice] = deque()
         self._slow: deque[Slice] = deque()  # of catch-ups and replays
+        self._unsettled: set[Slice] = set()  # of these, what is done
         self._starts = 0
         self.settle = asyncio.Event()  # there is something to settle
         self._more = asyncio.Event()
@@ -51,6 +53,11 @@ class Line:
         waiting = self._live or self._slow
         return free if free > 0 and (not waiting or free * 4 >= self._target) else 0
 
+    @property
+    def crowds(self) -> bool:
+        """Whether a settle of a catch-up or replay is due or under way that more work of that kind would only crowd."""
+        return bool(self._unsettled) and self._mean < QUICK
+
     def push(self, pieces: list[Slice]) -> None:
         crashpoint("after-claim-before-process")
         for piece in pieces:
@@ -62,6 +69,7 @@ class Line:
     def drop(self, *pieces: Slice) -> None:
         """These slices are no longer ours: settled, lost or given back."""
         for piece in pieces:
+            self._unsettled.discard(piece)
             if self.held.pop(piece, piece) is None:
                 self.records -= len(piece.records)
         self._changed()
@@ -122,6 +130,8 @@ class Line:
             self.drop(piece)
         else:
             self.finished.append(piece)
+            if piece.lane:
+                self._unsettled.add(piece)
             if len(self.finished) == 1:
                 self.settle.set()
                 self._changed()

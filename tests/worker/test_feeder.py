@@ -90,6 +90,32 @@ async def test_live_work_waits_for_no_claim_of_a_replay(pool, feeder, feed, monk
     assert await claimed(feeder, 2) == 2
 
 
+@pytest.mark.parametrize(("lively", "mean", "more"), [(1e12, 0.0, False), (0.0, 0.0, True), (1e12, 1.0, True)], ids=["waits", "no live work", "slow"])
+async def test_beside_live_work_a_quick_replay_is_settled_before_more_of_it_is_claimed(pool, feeder, feed, monkeypatch, lively, mean, more):
+    monkeypatch.setattr("worker.feeder.GENTLE", 1)
+    monkeypatch.setattr("worker.feeder.LIVELY", 1e12)
+    await feed(3)
+    await pool.execute("update tailrace.jobs set lane = 2")
+    feeder.ring()
+    await slowly(feeder)
+    (line,) = feeder._lines
+    (first,) = line.held
+    await line._attempt(first, asyncio.current_task())
+    monkeypatch.setattr("worker.feeder.LIVELY", lively)
+    line._mean = mean
+    await slowly(feeder)
+    assert (line.records > 1) == more
+    line.drop(first)
+    await slowly(feeder)
+    assert line.records > 0
+
+
+async def slowly(feeder):
+    """A step, and the end of the claim that it began, if any."""
+    await feeder.step()
+    await feeder.ended(20)
+
+
 async def test_suspects_wait_for_no_claim_that_has_ended(pool, feeder, feed, monkeypatch, eventually):
     """The claim of a replay ends, empty, while the feeder looks and finds a suspect."""
     await feed(1)
