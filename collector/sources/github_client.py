@@ -112,7 +112,8 @@ class Client:
         errors = [e for e in said["errors"] if isinstance(e, dict)] if isinstance(said["errors"], list) else []
         kinds = {str(e.get("type")) for e in errors}
         text = self._text(str(errors[0].get("message") if errors else said["errors"]).encode("utf-8", "replace"))
-        where = ".".join(str(p) for p in (errors[0].get("path") or ())) if errors else ""
+        path = errors[0].get("path") if errors else None
+        where = ".".join(str(p) for p in path) if isinstance(path, list) else ""
         missing = any(e.get("type") == "NOT_FOUND" and e.get("path") in (None, ["repository"]) for e in errors)
         if kinds & _RATE or "secondary rate limit" in text.lower():
             return self._limited(_wait(headers), text)

@@ -17,6 +17,7 @@ from collector.sources.reading import CHUNK, HEAD, Piece, open_plain, stream
 
 _DECODER = json.JSONDecoder(strict=False)  # a control character in a string is that record's defect, not the file's
 _SPACE = " \t\r\n"
+_CUT = {"", ".", *(e + sign for e in "eE" for sign in ("", "+", "-"))}  # what may follow in the text where a number goes on beyond it
 
 
 class _Text:
@@ -51,7 +52,7 @@ class _Text:
         while True:
             try:
                 _, end = _DECODER.raw_decode(self.text, self.at)
-                if end < len(self.text) or self.ended:
+                if self.ended or self.text[end : end + 3] not in _CUT:
                     found, self.at = self.text[self.at : end], end
                     return found
             except (ValueError, RecursionError):

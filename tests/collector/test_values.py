@@ -6,7 +6,7 @@ import io
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from collector.sources import reading, values
@@ -19,8 +19,9 @@ def read(data, most=MOST):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=9), lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=3), v, max_size=3)), max_size=9),
+@given(st.lists(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9), lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=3), v, max_size=3)), max_size=9),
        st.integers(1, 40), st.sampled_from([None, 1]))  # fmt: skip
+@example([100.0, 1.5e-07, 1e300], 2, None)
 def test_elements_come_as_they_are_written(elements, chunk, indent):
     before, values.CHUNK = values.CHUNK, chunk
     try:
