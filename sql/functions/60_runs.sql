@@ -54,8 +54,10 @@ begin
 end $$;
 
 -- Slices of neighbours: rows of one source between which no other row of that source lies, of one rerun, at most p_size of them.
+-- Planned for each window: a plan for any window takes few records for granted, and looks through all results of the window for each of them.
 create or replace function tailrace.slice_range(p_run tailrace.runs, p_size int, p_sources int[], p_from bigint, p_to bigint, p_left bigint)
-returns table (records bigint, seen bigint) language plpgsql security definer set search_path = tailrace, pg_temp as $$
+returns table (records bigint, seen bigint) language plpgsql security definer set search_path = tailrace, pg_temp
+set plan_cache_mode = force_custom_plan as $$
 #variable_conflict use_column
 declare
   v_since timestamptz := (p_run.spec ->> 'since')::timestamptz;

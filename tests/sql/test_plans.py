@@ -76,6 +76,7 @@ PAGE = (
 )
 RUN = "select tailrace.open_run('replay', %s, '%s'); update tailrace.runs set position = %s where kind = 'replay'"
 ADVANCE = "select a.* from tailrace.runs r, tailrace.advance_run(r.id, 1000) a where r.kind = 'replay'"
+FAR = ADVANCE.replace("1000", f"{ROWS // 10}")
 STUCK = "select count(*) from tailrace.jobs where state = 'c' and lease_until < tailrace.clock() - interval '30 seconds'"
 DONE_BY_OTHER = f"insert into tailrace.results (version_id, raw_id, status, finished_at) select {OTHER}, id, 'ok', now() from tailrace.raw_records where id between {{first}} and {{first}} + 1999"
 
@@ -144,6 +145,7 @@ CASES = {
     "advance, all done": Case(ADVANCE, 1000, before=RUN % (LIVE, "{{}}", "{done} - 1000"), plain=11_000),
     "advance, forced": Case(ADVANCE, 12_000, before=RUN % (LIVE, '{{"force": true}}', "{done} - 1000"), plain=11_000),
     "advance, failed": Case(ADVANCE, 1500, before=RUN % (LIVE, '{{"failed": true}}', "{done} - 1000"), plain=11_000),
+    "advance, failed, far": Case(FAR, 1500, before=RUN % (LIVE, '{{"failed": true}}', "{done} / 2"), waiting=0.2, plain=11_000, rows=0.3),
     "lane backlog": Case("select tailrace.lane_backlog({source}, 0)", 3000, dead=0.05),
     "open work": Case(f"select * from tailrace.open_work(array[{LIVE}])", 500, waiting=0.1, dead=0.2, rows=1.05),
 }
