@@ -46,7 +46,7 @@ class Reading:
         entry, file = self._entry, self.file
         if file.grows:
             self._handle = file.path.open("rb")
-            self.end = entry["offset"] if entry and "print" in entry and same(file, entry) else 0
+            self.end = entry["offset"] if entry and "offset" in entry and same(file, entry) else 0
             return lines(self._handle, self.end, self._most, last=last)
         unchanged = entry is not None and (entry.get("size"), entry.get("mtime")) == (file.size, file.mtime)
         if unchanged and "done" in (entry or {}):

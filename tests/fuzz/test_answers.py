@@ -90,7 +90,7 @@ def mutated(draw, valid):
             if draw(st.integers(0, 4)) == 0:
                 del at[name]
             else:
-                at[name] = draw(hostile)
+                at[name] = copy.deepcopy(draw(hostile))  # what is drawn may be changed next
             break
     return made
 

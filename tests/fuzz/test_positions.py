@@ -82,6 +82,7 @@ entries = st.dictionaries(
 @given(position("files"), entries)
 @example({"files": []}, {})
 @example({"files": {"x": {"offset": 3, "folder": "a\x00b", "print": "p", "size": 1, "mtime": 1}}}, {})
+@example({}, {"print": None, "size": "SIZE", "mtime": "SIZE"})
 @example({}, {"offset": 0, "print": "e4a6a0577479b2b4", "folder": "/", "size": 6, "mtime": -1})
 async def test_files(tmp_path_factory, at, entry):
     folder = tmp_path_factory.getbasetemp() / "positions"

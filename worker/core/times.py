@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
+import sys
 
 from worker.core.errors import Misconfigured
 
@@ -35,7 +36,7 @@ def parse_window(since: str | None, until: str | None) -> tuple[dt.datetime | No
 
 def parse_seconds(value: float | str) -> float:
     """Seconds, or a number with ms, s, m, h, d or w: 90, "90s", "1.5h"."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         seconds = float(value)
     elif isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|w)?\s*", value)):
         seconds = float(match[1]) * _UNITS[match[2] or "s"]
