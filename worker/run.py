@@ -29,6 +29,8 @@ from worker.registry import Runnable
 from worker.settler import Settler
 from worker.watchdog import Watchdog
 
+BRIEF = 1.0  # seconds that a version rests at least after an outage: no attempt is counted, so nothing else ends asking again at once
+
 
 def worker_name(settings: Settings) -> str:
     return settings.worker.name or f"{socket.gethostname()}:{os.getpid()}"
@@ -77,7 +79,7 @@ class Worker:
 
     async def _pause(self, runnable: Runnable, outage: Outage) -> None:
         asked, reason = seconds(outage.seconds), words(outage)
-        wait = Outage("").seconds if asked is None else asked
+        wait = Outage("").seconds if asked is None else max(asked, BRIEF)
         emit("version.paused", pipeline=runnable.pipeline, version=runnable.version, seconds=wait, reason=reason)
         await self.jobs.pause(runnable.version_id, wait, reason)
         self.feeder.ring()

@@ -147,7 +147,9 @@ Outcome = Done | Skip | Retry | Fail
 
 
 class Outage(Exception):
-    """Raise it in a processor when what it depends on is away: nothing of this version is claimed for `seconds`, no attempt is used up."""
+    """Raise it in a processor when what it depends on is away: nothing of this version is claimed for `seconds`
+    (1 at least), no attempt is used up.
+    """
 
     def __init__(self, reason: str, seconds: float = 30.0) -> None:
         super().__init__(reason)
