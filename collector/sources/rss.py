@@ -150,10 +150,11 @@ class Rss:
         return answer, None if self._hidden else answer.moved
 
     def _validators(self, position: dict[str, Any]) -> dict[str, str]:
-        """Exactly as they came."""
+        """Exactly as they came; not one that no header can hold: the feed is read anew instead."""
         names = {"both": ("etag", "modified"), "etag": ("etag",), "modified": ("modified",), "none": ()}[self._o.validators]
         headers = {"etag": "if-none-match", "modified": "if-modified-since"}
-        return {headers[name]: position[name] for name in names if isinstance(position.get(name), str)}
+        known = {name: position[name] for name in names if isinstance(position.get(name), str)}
+        return {headers[name]: text for name, text in known.items() if text.isascii() and text.isprintable()}
 
     async def _read(self, answer: Answer) -> Feed:
         return await read(answer.body, answer.headers.get("content-type", ""), self._base, self._o.max_entry_bytes)

@@ -104,6 +104,7 @@ async def test_files(tmp_path_factory, at, entry):
 @often(30)
 @given(position("etag", "modified", "url", "seen", "pace", "shared", "page", "after", "number"))
 @example({"page": 5})
+@example({"etag": "\x80"})
 @example({"page": "javascript:x", "number": -1})
 async def test_rss(monkeypatch, at):
     made = anew("rss", "rss:https://harbour.example/feed", {})
