@@ -27,7 +27,7 @@ from collector.sources.rss_http import Answer
 from tests.collector.subjects.telegram import Telegram
 from tests.fuzz.hostile import often, texts, values
 from tests.fuzz.test_files import passed, source
-from worker.core.errors import Misconfigured, TailraceError
+from worker.core.errors import Misconfigured, TailraceError, Unavailable
 from worker.core.settings import Settings
 from worker.core.texts import as_json
 
@@ -114,7 +114,10 @@ async def test_rss(monkeypatch, at):
         return Feed(about, [{"entry": {"id": "a", "title": "b"}, "raw": "<item/>"}])
 
     async def get(url, validators):
-        httpx.URL(url)
+        try:
+            httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise Unavailable(str(error), "") from None
         httpx.Headers(validators)
         return Answer(200, None, httpx.Headers(), b"x")
 
