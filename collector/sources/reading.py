@@ -55,7 +55,8 @@ def open_plain(path: Path, packed: str) -> IO[bytes]:
 
 
 def lines(file: IO[bytes], start: int, most: int, *, last: bool) -> Iterator[Piece]:
-    """Whole lines from offset `start`. `last`: the file will not grow, so a last line without newline counts where it is complete JSON.
+    """Whole lines from offset `start`. `last`: the file will not grow, so a last line without newline counts where it is complete JSON
+    (a bare number, which is complete at every digit, as it stands).
 
     A line longer than `most` bytes is passed over; its head, length and digest remain as a defect.
     """

@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 import pytest
 import zstandard
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from collector.sources import files as files_module
@@ -140,7 +140,10 @@ async def test_any_file_is_read_to_its_end_and_what_is_cut_off_later(small_chunk
     with tempfile.TemporaryDirectory() as name:
         path, made = Path(name) / f"a{suffix}{packed}", source(name)
         whole = PACK[packed](data)
-        path.write_bytes(whole[: int(len(whole) * share)])
+        torn = whole[: int(len(whole) * share)]
+        goes_on = suffix == ".jsonl" and not packed and whole[len(torn) : len(torn) + 1] not in (b"", b"\n")
+        assume(not (goes_on and reading.complete(torn.rpartition(b"\n")[2])))  # a number is complete at every digit
+        path.write_bytes(torn)
         first, position = await passed(made, {}, final=True)
         assert packed or made.unread == []
         path.write_bytes(whole)
