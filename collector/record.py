@@ -61,8 +61,7 @@ def without(value: Any, path: str) -> Any:
 def moment(value: Any) -> dt.datetime:
     """A time from ISO 8601 with zone, or from epoch seconds or milliseconds. Raises Defect."""
     try:
-        if isinstance(value, str) and _EPOCH.fullmatch(value):
-            value = float(value)
+        value = float(value) if isinstance(value, str) and _EPOCH.fullmatch(value) else value
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return dt.datetime.fromtimestamp(value / 1000 if abs(value) > 1e11 else value, dt.UTC)  # noqa: PLR2004  above it, seconds are the year 5138
         found = dt.datetime.fromisoformat(value)

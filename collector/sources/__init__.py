@@ -106,9 +106,8 @@ class Chunked(Protocol):
     """Its history is read in chunks, whose size the collector chooses by quota, time and errors."""
 
     async def chunk(self, position: dict[str, Any], size: int, window: Window) -> Page:
-        """The next `size` records after `position` ({} at the beginning), newest or oldest first, only those of the window.
-
-        Never more than `size`; fewer where the service gives fewer. `more` is false on the last one.
+        """The next `size` records, or fewer where the service gives fewer, after `position` ({} at the beginning), newest or oldest first,
+        only those of the window. `more` is false on the last one.
         """
         ...
 

@@ -16,6 +16,7 @@ from collector.sources.folder import Folder
 from collector.sources.identity import Entry, Found, entries_of, fingerprint, further, same, shown, trimmed
 from collector.sources.reading import CHUNK, Piece, lines
 from collector.sources.values import whole
+from worker.core.events import emit
 from worker.core.models import RawRecord
 from worker.core.service import rest_or_wake
 from worker.core.settings import CollectorSettings
@@ -41,13 +42,13 @@ class Reading:
         self._most = most
         self._handle: IO[bytes] | None = None
 
-    def pieces(self, *, last: bool) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[Piece]:
         """What has not been read yet; `end` is moved by who takes the pieces."""
         entry, file = self._entry, self.file
         if file.grows:
             self._handle = file.path.open("rb")
             self.end = entry["offset"] if entry and "offset" in entry and same(file, entry) else 0
-            return lines(self._handle, self.end, self._most, last=last)
+            return lines(self._handle, self.end, self._most, finished=file.finished)
         unchanged = entry is not None and (entry.get("size"), entry.get("mtime")) == (file.size, file.mtime)
         if unchanged and "done" in (entry or {}):
             return iter(())
@@ -150,16 +151,19 @@ class Files:
     def _new(self, reading: Reading, *, final: bool) -> Iterator[Piece]:
         """The pieces of a file that have not been taken; none where nothing changed since the last look."""
         file = reading.file
-        state = (file.size, file.mtime, final or file.finished)
+        state = (file.size, file.mtime, file.finished)
         settled = final or self._stats.get(file.identity) == state[:2] or abs(time.time_ns() - file.mtime) > SETTLED
         if self._ends.get(file.identity) == state or not self._folder.due(file) or not (file.grows or settled):
             return iter(())
-        return reading.pieces(last=state[2])
+        return reading.pieces()
 
     def _read(self, reading: Reading, *, final: bool) -> None:
         file = reading.file
+        if final and file.grows and 0 <= reading.end < file.size:
+            emit("line.awaited", source=self.name, file=str(file.path), bytes=file.size - reading.end,
+                 hint="the file ends in a line that is neither ended by a newline nor complete JSON; it is read when its newline comes")  # fmt: skip
         if reading.end >= 0:
-            self._ends[file.identity] = (file.size, file.mtime, final or file.finished)
+            self._ends[file.identity] = (file.size, file.mtime, file.finished)
             self._folder.mended(file.path)
 
     def _record(self, name: str, piece: Piece) -> RawRecord:

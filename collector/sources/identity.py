@@ -36,7 +36,7 @@ class Found:
 
     @property
     def finished(self) -> bool:
-        """Renamed to a number or out of the path: written no more, so its last line counts even without newline."""
+        """Renamed to a number or out of the path: written no more, so its last line counts even where it is a bare number without newline."""
         return self.gone or self.path.suffix[1:].isdigit()
 
 

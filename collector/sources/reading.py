@@ -15,6 +15,7 @@ HEAD = 65536
 BOM = b"\xef\xbb\xbf"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv")
 PACKED = (".gz", ".zst")
+CLOSING = {b"{": b"}", b"[": b"]", b'"': b'"'}
 
 
 class Piece(NamedTuple):
@@ -54,26 +55,26 @@ def open_plain(path: Path, packed: str) -> IO[bytes]:
     return path.open("rb")
 
 
-def lines(file: IO[bytes], start: int, most: int, *, last: bool) -> Iterator[Piece]:
-    """Whole lines from offset `start`. `last`: the file will not grow, so a last line without newline counts where it is complete JSON
-    (a bare number, which is complete at every digit, as it stands).
+def lines(file: IO[bytes], start: int, most: int, *, finished: bool) -> Iterator[Piece]:
+    """Whole lines from offset `start`; a last one without newline where nothing can follow it: see `_ended`.
 
     A line longer than `most` bytes is passed over; its head, length and digest remain as a defect.
     """
     size, offset = CHUNK, start
     file.seek(offset)
     while data := file.read(size):
+        short = len(data) < size
+        if not offset and data.startswith(BOM):
+            data, offset = data[len(BOM) :], len(BOM)
         cut = data.rfind(b"\n")
         if cut >= 0:
-            if not offset and data.startswith(BOM):
-                data, offset, cut = data[len(BOM) :], len(BOM), cut - len(BOM)
             for line in data[:cut].split(b"\n"):
                 offset += len(line) + 1
-                yield Piece(line.removesuffix(b"\r"), offset) if len(line) <= most else _too_long(line, offset)
+                yield _line(line, offset, most)
             size = CHUNK
-        elif len(data) < size:
-            if last and complete(data):
-                yield Piece(data, offset + len(data))
+        elif short:
+            if _ended(data, finished=finished):
+                yield _line(data, offset + len(data), most)
             return
         elif size > most:
             piece = _pass_over(file, offset)
@@ -86,13 +87,22 @@ def lines(file: IO[bytes], start: int, most: int, *, last: bool) -> Iterator[Pie
         file.seek(offset)
 
 
-def complete(data: bytes) -> bool:
-    """Whether the bytes are a JSON value, also one that only Python reads (NaN)."""
+def _ended(data: bytes, *, finished: bool) -> bool:
+    """Whether these bytes without newline are a whole line: a JSON object, array or string, which nothing can follow. Any other value, such as
+    a number, which is complete at every digit, only where the file is `finished`.
+    """
+    text = data.strip()
+    if not finished and CLOSING.get(text[:1]) != text[-1:]:
+        return False
     try:
-        json.loads(data)
+        json.loads(data.decode())
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _line(line: bytes, end: int, most: int) -> Piece:
+    return Piece(line.removesuffix(b"\r"), end) if len(line) <= most else _too_long(line, end)
 
 
 def _long(length: int, digest: bytes) -> str:

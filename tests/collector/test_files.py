@@ -63,9 +63,27 @@ async def pages_of(source, final, position=None):
         yield page.records, page.position
 
 
-async def test_a_last_line_without_newline_counts_when_nothing_more_will_come(inbox):
-    (inbox.folder / "a.jsonl").write_text('{"id": 1}\n{"id": 2}')
-    assert (await inbox.read()).appended == 2
+@pytest.mark.parametrize("final", [True, False])
+async def test_a_last_line_without_newline_counts_where_it_is_complete(inbox, final):
+    path = inbox.folder / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": 1}')
+    source, position = build(inbox.settings())["files:inbox"], {}
+    for written, wanted in [(b"", ["1"]), (b'\n{"id": 2', []), (b"}", ["2"]), (b"\r\n", []), (b'{"id": 3}\n{"id": 4}', ["3", "4"])]:
+        with path.open("ab") as file:
+            file.write(written)
+        pages = [page async for page in pages_of(source, final, position)]
+        assert [r.external_id for records, _ in pages for r in records] == wanted
+        position = pages[-1][1] if pages else position
+
+
+async def test_a_last_line_that_may_go_on_is_said_and_counts_where_the_file_is_renamed(inbox, seen):
+    path = inbox.folder / "a.jsonl"
+    path.write_text('{"id": 1}\n12')
+    assert (await inbox.read()).appended == 1
+    assert [(name, f["bytes"]) for name, f in seen if name == "line.awaited"] == [("line.awaited", 2)]
+    path.rename(inbox.folder / "a.jsonl.1")
+    assert (await inbox.read()).appended == 1
+    assert [r["payload"] for r in await inbox.raw()] == [{"id": 1}, 12]
 
 
 async def test_rotation_loses_and_repeats_nothing(inbox):

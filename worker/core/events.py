@@ -9,7 +9,7 @@ Subscriber = Callable[[str, dict[str, Any]], None]
 
 NAMES = frozenset({
     "program.started", "program.stopped", "step.failed", "database.lost", "database.found",
-    "raw.appended", "raw.defective", "source.failed", "source.recovered", "webhook.refused",
+    "raw.appended", "raw.defective", "line.awaited", "source.failed", "source.recovered", "webhook.refused",
     "source.limited", "source.denied", "source.refused", "source.healed", "source.backfilled", "config.reloaded", "config.refused",
     "version.registered", "run.advanced", "job.claimed", "job.settled", "claim.lost", "claim.given_back", "lease.rescued",
     "processor.failed", "processor.overdue", "version.paused", "jobs.vacuumed",

@@ -173,9 +173,8 @@ class GithubIssue:
             told.append(answer)
             return _limited(answer, usual)
 
-        content = b"" if body is None else orjson.dumps(body)
         url, policy = f"{self._o.base_url.rstrip('/')}{path}", "never_twice" if method == "POST" else "idempotent"
-        receipt = await self._receiver.post(url, content, self._headers, policy, read, method, MOST)
+        receipt = await self._receiver.post(url, b"" if body is None else orjson.dumps(body), self._headers, policy, read, method, MOST)
         if missing is not None and told and told[0].status in _NOT_THERE:
             return missing
         if receipt.outcome != "sent":
