@@ -134,8 +134,10 @@ def stream(file: IO[bytes], most: int) -> Iterator[Piece]:
     count = 0
     while line := file.readline(most + 1):
         count += 1
+        if count == 1 and line.startswith(BOM):
+            line = line[len(BOM) :] + (b"" if line.endswith(b"\n") else file.readline(len(BOM)))
         if len(line) <= most or line.endswith(b"\n"):
-            yield Piece((line.removeprefix(BOM) if count == 1 else line).rstrip(b"\r\n"), count)
+            yield _line(line.removesuffix(b"\n"), count, most)
             continue
         digest, length, end = hashlib.blake2b(line, digest_size=16), len(line), False
         while not end and (more := file.readline(CHUNK)):

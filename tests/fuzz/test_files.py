@@ -146,6 +146,8 @@ contents = st.binary(max_size=200) | st.lists(pieces, max_size=6).map(b"".join) 
 
 
 @often(120)
+@example(b"\xef\xbb\xbf" + b"x" * 1500, ".jsonl", ".gz", 0.0)
+@example(b"\xef\xbb\xbf" + b"x" * 998 + b"\r\r\n1\r\r\n", ".jsonl", ".zst", 0.0)
 @given(contents, st.sampled_from([".jsonl", ".json", ".csv"]), st.sampled_from(["", ".gz", ".zst"]), st.floats(0, 1))
 async def test_any_file_is_read_to_its_end_and_what_is_cut_off_later(small_chunks, data, suffix, packed, share):
     with tempfile.TemporaryDirectory() as name:
