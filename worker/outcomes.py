@@ -12,6 +12,7 @@ from worker.registry import Runnable
 from worker.settling import clean, unstorable
 
 LONGEST = 2_592_000.0
+BRIEF = 1.0  # seconds that what counts no attempt waits at least: nothing else would end asking again at once
 LOST = 3600.0  # seconds for which a version rests whose prompt lost its input
 DONE = Done()
 
@@ -23,7 +24,8 @@ def checked(value: Any) -> Outcome:
     if isinstance(value, Done) and not bare(value) and (why := unstorable(value)):
         return Retry(why)
     if isinstance(value, Retry):
-        return Retry(words(value.reason), seconds(value.after), value.counts if isinstance(value.counts, bool) else True)
+        counts = value.counts if isinstance(value.counts, bool) else True
+        return Retry(words(value.reason), seconds(value.after) if counts else rest(value.after), counts)
     if isinstance(value, (Skip, Fail)):
         return value if isinstance(value.reason, str) else type(value)(words(value.reason))
     if isinstance(value, Done):
@@ -40,7 +42,7 @@ def bare(value: Any) -> bool:
 
 def failed(error: BaseException) -> Outcome:
     if isinstance(error, Outage):
-        return Retry(f"outage: {words(error)}", after=seconds(error.seconds), counts=False)
+        return Retry(f"outage: {words(error)}", after=rest(error.seconds), counts=False)
     return Retry(f"{type(error).__name__}: {words(error)}")
 
 
@@ -48,6 +50,12 @@ def seconds(given: Any) -> float | None:
     """What a processor wishes to wait, at most a month; None where that is no number of seconds."""
     usable = isinstance(given, (int, float)) and given == given  # noqa: PLR0124  NaN is not itself
     return float(min(max(given, 0.0), LONGEST)) if usable else None
+
+
+def rest(given: Any) -> float | None:
+    """The same where no attempt is counted: never less than `BRIEF`."""
+    asked = seconds(given)
+    return None if asked is None else max(asked, BRIEF)
 
 
 def words(error: object) -> str:

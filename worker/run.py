@@ -24,12 +24,10 @@ from worker.feeder import Feeder
 from worker.heartbeat import Guard, Heartbeat
 from worker.jobs import Jobs
 from worker.line import Line
-from worker.outcomes import seconds, words
+from worker.outcomes import rest, words
 from worker.registry import Runnable
 from worker.settler import Settler
 from worker.watchdog import Watchdog
-
-BRIEF = 1.0  # seconds that a version rests at least after an outage: no attempt is counted, so nothing else ends asking again at once
 
 
 def worker_name(settings: Settings) -> str:
@@ -78,8 +76,8 @@ class Worker:
         self.stop.set()
 
     async def _pause(self, runnable: Runnable, outage: Outage) -> None:
-        asked, reason = seconds(outage.seconds), words(outage)
-        wait = Outage("").seconds if asked is None else max(asked, BRIEF)
+        asked, reason = rest(outage.seconds), words(outage)
+        wait = Outage("").seconds if asked is None else asked
         emit("version.paused", pipeline=runnable.pipeline, version=runnable.version, seconds=wait, reason=reason)
         await self.jobs.pause(runnable.version_id, wait, reason)
         self.feeder.ring()

@@ -129,7 +129,7 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Try again: after `after` seconds, or by the version's back-off. `counts=False` uses up no attempt."""
+    """Try again: after `after` seconds, or by the version's back-off. `counts=False` uses up no attempt, and waits a second at least."""
 
     reason: str = ""
     after: float | None = None
