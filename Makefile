@@ -61,7 +61,7 @@ soak: $(DEV) ## memory, descriptors, connections, dead rows, WAL and idle statem
 	@MINUTES="$(MINUTES)" $(BIN)/python tests/long/soak.py
 
 fuzz: $(DEV) ## bytes from outside, many of them: files, webhook, positions, configuration, answers of services; for about MINUTES=10
-	@MINUTES="$(MINUTES)" $(BIN)/python -m pytest -n $(JOBS) -p no:cacheprovider tests/fuzz --hypothesis-profile=long
+	@MINUTES="$(MINUTES)" JOBS="$(JOBS)" $(BIN)/python tests/long/fuzz.py
 
 compose-test: ## the image and the Compose file for real; needs a Docker engine with Compose 2
 	@$(PYTHON) tests/e2e/compose.py

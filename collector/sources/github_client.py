@@ -132,8 +132,8 @@ class Client:
             raise Unavailable("GitHub's answer holds no page of pull requests")
         if not all(isinstance(n, dict) for n in nodes):
             raise Unavailable(f"GitHub answered in part: {sum(not isinstance(n, dict) for n in nodes)} of {len(nodes)} pull requests are missing")
-        more, cursor = info["hasNextPage"], info.get("endCursor")
-        if more and (not isinstance(cursor, str) or cursor == after):
+        more, cursor = info["hasNextPage"], info["endCursor"] if isinstance(info.get("endCursor"), str) else None
+        if more and cursor in (None, after):
             raise Unavailable("GitHub says that there is more, but not where")
         total = found.get("totalCount")
         return Pulls(nodes, cursor or after, more, total if isinstance(total, int) else None, self._quotas(_mapping(data).get("rateLimit")), at)

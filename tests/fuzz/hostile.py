@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-SHORT_SECONDS = 45  # what all of tests/fuzz takes in `make test`; `make fuzz` runs MINUTES over it as often as it fits
-MINUTES = float(os.environ.get("MINUTES") or 10)
+ROUND = 10  # times as many examples in a round of `make fuzz`
 
 
 def often(examples):
-    """Settings of one test: so many examples, the same each time; in `make fuzz` as many as the time allows, each time others."""
+    """Settings of one test: so many examples, the same each time; in a round of `make fuzz` more, each time others."""
     long = settings.get_current_profile_name() == "long"
     return settings(
-        max_examples=math.ceil(examples * MINUTES * 60 / SHORT_SECONDS) if long else examples,
+        max_examples=examples * ROUND if long else examples,
         derandomize=not long, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck),
         phases=[Phase.explicit, Phase.generate, Phase.shrink], report_multiple_bugs=long,
     )  # fmt: skip
