@@ -102,8 +102,9 @@ def db_url(server_url: str, template: str) -> Iterator[str]:
 
 @pytest.fixture
 async def pool(db_url: str) -> AsyncIterator[asyncpg.Pool]:
-    """Sessions of the superuser, under no role."""
-    pool = await asyncpg.create_pool(db_url, min_size=1, max_size=5, server_settings={"client_min_messages": "warning"})
+    """Sessions of the superuser, under no role; without prepared statements where the matrix says so (TEST_PREPARE=0)."""
+    kept = 0 if os.environ.get("TEST_PREPARE") == "0" else 100
+    pool = await asyncpg.create_pool(db_url, min_size=1, max_size=5, statement_cache_size=kept, server_settings={"client_min_messages": "warning"})
     yield pool
     pool.terminate()
 

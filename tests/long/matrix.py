@@ -26,7 +26,7 @@ from server import DATABASE, Server  # noqa: E402  after the path
 from worker.core.binaries import binaries  # noqa: E402  as above
 
 SUITE = ("tests",)
-PROGRAMS = ("tests/flow/test_crashpoints.py", "tests/flow/test_poison.py", "tests/flow/test_stop.py")
+PROGRAMS = ("tests/flow",)  # what starts programs, which is what a pooler stands before
 PART = ("tests/sql", "tests/worker/test_outcomes.py", "tests/worker/test_effects.py", "tests/collector/test_live.py", "tests/ops/test_commands.py")
 
 
@@ -48,7 +48,7 @@ CELLS = (
     Cell("old", old=True),
     Cell("pooler", pooler=True, tests=PROGRAMS),
     Cell("old-pooler", old=True, pooler=True, tests=PROGRAMS),
-    Cell("unprepared", env={"TEST_PREPARE": "0"}, tests=PROGRAMS, chaos=False),
+    Cell("unprepared", env={"TEST_PREPARE": "0"}, chaos=False),
     Cell("async", sync="off"),
     Cell("old-async", old=True, sync="off", tests=PROGRAMS),
 )
