@@ -88,6 +88,16 @@ def test_backfill_says_what_it_would_do_then_does_it_once(command):
     assert "0 read, stored 0" in command("backfill").stdout
 
 
+def test_backfill_says_which_last_line_it_leaves(command):
+    write(command.folder, 1)
+    with (command.folder / "a.jsonl").open("a") as file:
+        file.write("12")
+    done = command("backfill")
+    said = json.loads(done.stderr.splitlines()[0])
+    assert "1 read, stored 1" in done.stdout
+    assert (said["event"], said["bytes"], said["level"]) == ("line.awaited", 2, "warning")
+
+
 def facts(**some):
     base = {"source": "files:inbox", "seen": some.get("appended", 0), "appended": 0, "unchanged": 0, "stale": 0, "defects": 0, "jobs": 0, "error": "",
             "finished": True, "reopened": 0, "errors": [], "total": None, "run": None, "why": "its size is not known beforehand", "chunks": 1 if some.get("appended") else 0}  # fmt: skip

@@ -14,8 +14,8 @@ from worker.core import events
 
 _QUIET = frozenset({"job.claimed", "job.settled", "raw.appended", "delivery.sent"})  # one line each at level info
 _BAD = frozenset({"step.failed", "source.failed", "processor.failed", "processor.overdue", "claim.lost", "delivery.failed", "delivery.uncertain",
-                  "raw.defective", "database.lost", "webhook.refused", "lease.rescued", "source.limited", "source.denied", "source.refused",
-                  "config.refused"})  # fmt: skip
+                  "raw.defective", "line.awaited", "database.lost", "webhook.refused", "lease.rescued", "source.limited", "source.denied",
+                  "source.refused", "config.refused"})  # fmt: skip
 _SPOKEN_FOR = ("telethon",)  # libraries that also log what they raise
 _PASSWORD = re.compile(r"(://[^:/@\s]+:)[^@\s]+(@)")
 _SECRET_KEY = re.compile(r"secret|password|token$|api_key|authorization", re.IGNORECASE)
