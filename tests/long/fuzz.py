@@ -29,7 +29,10 @@ def main() -> int:
             code = running.wait(HUNG)
         except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
             os.killpg(running.pid, signal.SIGINT)
-            running.wait()
+            try:
+                running.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, signal.SIGKILL)
             print(f"fuzz: round {rounds} was ended: {error!r}; the stack above tells where it hung")
             return 1
         if code:
